@@ -1,0 +1,238 @@
+"""The intermediate representation: Model, Graph, Node and the types of values.
+
+All classes are frozen; a pass makes a new graph. Edges are value names. A graph is in static single
+assignment form: each name is written once (by a graph input, a constant or one node), and nodes stand in
+an order in which every value is written before it is read. Subgraphs (the bodies of If, Loop and Scan) are
+Graph attributes; they may read names of the graphs around them. Local functions are inlined when a model
+is read, so a graph holds operators alone, each with the opset version it was written for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Union
+
+import numpy as np
+
+from minifer import dtypes
+from minifer.errors import ModelError
+
+Dim = Union[int, str, None]  # a size, a symbol, or unknown
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """A dense tensor: element type name and shape. `shape` None means unknown rank."""
+
+    dtype: str
+    shape: tuple[Dim, ...] | None = None
+
+    @property
+    def concrete(self) -> bool:
+        """True where every dimension is a known size."""
+        return self.shape is not None and all(isinstance(d, int) for d in self.shape)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The shape of a concrete type as plain integers."""
+        assert self.concrete and self.shape is not None, f"{self} is not concrete"
+        return self.shape  # type: ignore[return-value]
+
+    @property
+    def rank(self) -> int | None:
+        """The number of dimensions; None where unknown."""
+        return None if self.shape is None else len(self.shape)
+
+    def __str__(self) -> str:
+        dims = "?" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.dtype}[{dims}]"
+
+
+@dataclass(frozen=True)
+class SparseTensorType:
+    """A sparse tensor (COO); held as a `SparseTensor`."""
+
+    dtype: str
+    shape: tuple[Dim, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SequenceType:
+    """A sequence of values of one type; held as a Python list."""
+
+    element: Type | None
+
+
+@dataclass(frozen=True)
+class OptionalType:
+    """A value that may be absent; held as the value itself, or None."""
+
+    element: Type | None
+
+
+@dataclass(frozen=True)
+class MapType:
+    """A map from int64 or string keys; held as a Python dict."""
+
+    key: str
+    value: Type | None
+
+
+Type = Union[TensorType, SparseTensorType, SequenceType, OptionalType, MapType]
+
+
+@dataclass(frozen=True, eq=False)
+class SparseTensor:
+    """COO sparse tensor: `values` (nnz,), `indices` (nnz,) linear or (nnz, rank), `shape`."""
+
+    values: np.ndarray
+    indices: np.ndarray
+    shape: tuple[int, ...]
+
+    def dense(self) -> np.ndarray:
+        """The dense array with zeros (or empty strings) where nothing is stored."""
+        zero: Any = "" if self.values.dtype == object else 0
+        out = np.full(self.shape, zero, self.values.dtype)
+        index = self.indices if self.indices.ndim == 1 else np.ravel_multi_index(tuple(self.indices.T), self.shape)
+        out.reshape(-1)[index] = self.values
+        return out
+
+
+def type_of_value(value: Any) -> Type:
+    """The concrete type of a runtime value (ndarray, list, dict, SparseTensor or None)."""
+    if isinstance(value, np.ndarray | np.generic):
+        return TensorType(dtypes.from_numpy(value.dtype), tuple(int(d) for d in value.shape))
+    if isinstance(value, list):
+        return SequenceType(type_of_value(value[0]) if value else None)
+    if isinstance(value, dict):
+        key, item = next(iter(value.items()), (0, None))
+        return MapType("string" if isinstance(key, str) else "int64", None if item is None else type_of_value(item))
+    if isinstance(value, SparseTensor):
+        return SparseTensorType(dtypes.from_numpy(value.values.dtype), value.shape)
+    if value is None:
+        return OptionalType(None)
+    raise TypeError(f"{type(value).__name__} is no ONNX value")
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operator call. `inputs` and `outputs` are value names, "" where an optional one is left out.
+
+    `version` is the opset version of `domain` that the node was written for ("" is ai.onnx).
+    Attribute values: int, float, str, bytes (where not valid UTF-8), ndarray, Graph, Type, SparseTensor,
+    or a tuple of those.
+    """
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    domain: str = ""
+    version: int = 0
+
+    @property
+    def subgraphs(self) -> Iterator[Graph]:
+        """The graphs among the attributes."""
+        for value in self.attrs.values():
+            if isinstance(value, Graph):
+                yield value
+            elif isinstance(value, tuple):
+                yield from (v for v in value if isinstance(v, Graph))
+
+    @property
+    def label(self) -> str:
+        """How messages name this node: operator, opset and node name."""
+        domain = f"{self.domain}::" if self.domain else ""
+        return f"{domain}{self.op}-{self.version} '{self.name or next(filter(None, self.outputs), '')}'"
+
+    def __str__(self) -> str:
+        attrs = ", ".join(f"{k}={_attr_text(v)}" for k, v in self.attrs.items())
+        return f"{', '.join(self.outputs)} = {self.op}({', '.join(self.inputs)}){' {' + attrs + '}' if attrs else ''}"
+
+
+def _attr_text(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"<{value.dtype}{list(value.shape)}>" if value.size > 8 else str(value.tolist())
+    return f"<graph {value.name}>" if isinstance(value, Graph) else repr(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Inputs, outputs and constants are names; `types` gives the declared type of a name where one is known.
+
+    A name in both `inputs` and `consts` is an input with a default value.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    consts: Mapping[str, Any] = field(default_factory=dict)
+    types: Mapping[str, Type] = field(default_factory=dict)
+    name: str = ""
+
+    def with_(self, **changes: Any) -> Graph:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def captured(self) -> tuple[str, ...]:
+        """Names of outer graphs that this graph (or a graph inside it) reads, in order of first use."""
+        known = set(self.inputs) | set(self.consts)
+        out: dict[str, None] = {}
+        for node in self.nodes:
+            reads = list(node.inputs)
+            for sub in node.subgraphs:
+                reads += sub.captured()
+            out.update((n, None) for n in reads if n and n not in known)
+            known.update(node.outputs)
+        out.update((n, None) for n in self.outputs if n and n not in known)
+        return tuple(out)
+
+    def check(self, outer: frozenset[str] = frozenset()) -> None:
+        """Raise ModelError unless single assignment, definition before use, and defined outputs hold."""
+        known = set(outer) | set(self.consts)
+        for name in self.inputs:
+            if not name:
+                raise ModelError(f"graph '{self.name}' has an input without a name")
+        known.update(self.inputs)
+        for node in self.nodes:
+            for name in node.inputs:
+                if name and name not in known:
+                    raise ModelError(f"{node.label} reads '{name}', which nothing before it writes")
+            for sub in node.subgraphs:
+                sub.check(frozenset(known))
+            for name in node.outputs:
+                if name and name in known:
+                    raise ModelError(f"{node.label} writes '{name}', which is already defined")
+            known.update(filter(None, node.outputs))
+        for name in self.outputs:
+            if name not in known:
+                raise ModelError(f"graph output '{name}' is not written by any node")
+
+    def __str__(self) -> str:
+        def show(name: str) -> str:
+            return f"{name}: {self.types[name]}" if name in self.types else name
+
+        lines = [f"graph {self.name}({', '.join(map(show, self.inputs))}) -> ({', '.join(map(show, self.outputs))})"]
+        lines += [f"  const {name}: {type_of_value(value)}" for name, value in self.consts.items()]
+        for node in self.nodes:
+            lines.append(f"  {node}")
+            for sub in node.subgraphs:
+                lines += ["    " + line for line in str(sub).splitlines()]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A graph with what the file says about it. `opsets` maps domain -> version imported by the main graph."""
+
+    graph: Graph
+    opsets: Mapping[str, int]
+    ir_version: int = 0
+    producer: str = ""
+    producer_version: str = ""
+    domain: str = ""
+    model_version: int = 0
+    doc: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
