@@ -18,12 +18,14 @@ TYPES: dict[str, tuple[int, int]] = {
     "uint32": (12, 32), "uint64": (13, 64), "complex64": (14, 64), "complex128": (15, 128), "bfloat16": (16, 16),
     "float8e4m3fn": (17, 8), "float8e4m3fnuz": (18, 8), "float8e5m2": (19, 8), "float8e5m2fnuz": (20, 8),
     "uint4": (21, 4), "int4": (22, 4), "float4e2m1": (23, 4), "float8e8m0": (24, 8), "uint2": (25, 2), "int2": (26, 2),
+    "float6e2m3": (27, 6), "float6e3m2": (28, 6),
 }  # fmt: skip
 
 _ML_NAMES = {
     "bfloat16": "bfloat16", "float8e4m3fn": "float8_e4m3fn", "float8e4m3fnuz": "float8_e4m3fnuz",
     "float8e5m2": "float8_e5m2", "float8e5m2fnuz": "float8_e5m2fnuz", "uint4": "uint4", "int4": "int4",
     "float4e2m1": "float4_e2m1fn", "float8e8m0": "float8_e8m0fnu", "uint2": "uint2", "int2": "int2",
+    "float6e2m3": "float6_e2m3fn", "float6e3m2": "float6_e3m2fn",
 }  # fmt: skip
 _FROM_ML = {v: k for k, v in _ML_NAMES.items()}
 _BY_CODE = {code: name for name, (code, _) in TYPES.items()}

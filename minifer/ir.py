@@ -104,7 +104,10 @@ def type_of_value(value: Any) -> Type:
     if isinstance(value, np.ndarray | np.generic):
         return TensorType(dtypes.from_numpy(value.dtype), tuple(int(d) for d in value.shape))
     if isinstance(value, list):
-        return SequenceType(type_of_value(value[0]) if value else None)
+        kinds = {type_of_value(item) for item in value}
+        if len(kinds) > 1:  # tensors of different shapes: only what they share
+            kinds = {TensorType(k.dtype) if isinstance(k, TensorType) else None for k in kinds}  # type: ignore[misc]
+        return SequenceType(kinds.pop() if len(kinds) == 1 else None)
     if isinstance(value, dict):
         key, item = next(iter(value.items()), (0, None))
         return MapType("string" if isinstance(key, str) else "int64", None if item is None else type_of_value(item))
@@ -140,6 +143,11 @@ class Node:
                 yield value
             elif isinstance(value, tuple):
                 yield from (v for v in value if isinstance(v, Graph))
+
+    @property
+    def subgraphs_any(self) -> bool:
+        """True where the node carries a graph."""
+        return next(self.subgraphs, None) is not None
 
     @property
     def label(self) -> str:

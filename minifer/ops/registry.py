@@ -112,6 +112,7 @@ class Op:
     reference: Callable[..., Any]
     infer: Infer | None = None
     lower: Callable[..., Any] | None = None
+    known: Callable[[Call], Any] | None = None  # a value that follows from the input types alone (Shape), or None
     domain: str = ""
     deterministic: bool = True  # False: never folded, never merged with an equal node
     ignore: tuple[str, ...] = ()  # attributes that carry no meaning here (training hints, legacy)

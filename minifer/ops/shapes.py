@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
+
+from minifer.errors import ShapeError
 from minifer.ir import Dim, TensorType, Type
 from minifer.ops.registry import Call
 
@@ -67,3 +71,27 @@ def product(dims: Sequence[Dim]) -> Dim:
             out *= d  # type: ignore[operator, assignment]
         return out
     return rest[0] if len(rest) == 1 else None
+
+
+#: Makes the error to raise: `call.fail` in a type rule, ShapeError itself in a reference.
+Fail = Callable[[str], Exception]
+
+
+def integers(values: Any) -> tuple[int, ...]:
+    """The plain integers of an attribute or of a tensor of any shape, in order."""
+    return tuple(int(v) for v in np.asarray(values).reshape(-1))
+
+
+def wrap_axis(axis: int, rank: int, fail: Fail = ShapeError) -> int:
+    """A non-negative axis; `axis_of` for use in references too."""
+    if not -rank <= axis < rank:
+        raise fail(f"axis {axis} is outside [-{rank}, {rank})")
+    return axis % rank
+
+
+def wrap_axes(axes: Sequence[int], rank: int, fail: Fail = ShapeError) -> tuple[int, ...]:
+    """Non-negative axes in the given order, none of them twice."""
+    out = tuple(wrap_axis(axis, rank, fail) for axis in axes)
+    if len(set(out)) < len(out):
+        raise fail(f"axes {list(axes)} name an axis twice")
+    return out

@@ -1,0 +1,39 @@
+"""Graph rewrites: each pass is a pure function Graph -> Graph, in a file of its own.
+
+The driver checks the graph after each pass and names the pass that broke it. MINIFER_DEBUG=1 prints what each did,
+MINIFER_STOP=n stops after n passes (to find the one that changes a result).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from minifer.errors import MiniferError
+from minifer.ir import Graph
+from minifer.passes.batch_norm import fold_batch_norm
+from minifer.passes.clean import remove_dead, remove_identity, merge_equal
+from minifer.passes.fold import fold_constants
+
+Pass = Callable[[Graph], Graph]
+
+PASSES: tuple[Pass, ...] = (fold_constants, remove_identity, merge_equal, fold_batch_norm, remove_dead)
+
+
+def optimise(graph: Graph) -> Graph:
+    """Run all passes."""
+    debug = int(os.environ.get("MINIFER_DEBUG", "0"))
+    stop = int(os.environ.get("MINIFER_STOP", len(PASSES)))
+    for step in PASSES[:stop]:
+        start, before = time.perf_counter(), len(graph.nodes)
+        graph = step(graph)
+        try:
+            graph.check()
+        except MiniferError as error:
+            raise MiniferError(f"the pass {step.__name__} broke the graph: {error}") from error
+        if debug >= 1:
+            spent = 1e3 * (time.perf_counter() - start)
+            print(f"{step.__name__}: {before} -> {len(graph.nodes)} nodes, {spent:.1f} ms", file=sys.stderr)
+    return graph

@@ -1,0 +1,12 @@
+"""Running plans: executors, the thread pool, the kernel library."""
+
+from __future__ import annotations
+
+
+def kernels_available() -> bool:
+    """True where kernels are in the cache or can be built."""
+    try:
+        from minifer.codegen import library
+    except ImportError:
+        return False
+    return library.available()

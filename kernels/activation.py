@@ -1,0 +1,42 @@
+"""Activation functions on vectors, by code: what an epilogue applies to a finished result.
+
+Which one runs is a runtime number, because one branch per vector costs nothing beside the exponential that
+follows it, and kernels need not be compiled once per activation.
+"""
+
+from __future__ import annotations
+
+from minifer.kernels.mathfn import erf, exp, log1p, sigmoid, tanh
+from minifer.kernels.simd import vmax_quick, vmin_quick, vselect
+
+CLAMP, LEAKY, SIGMOID, TANH, SILU, HARD_SIGMOID, HARD_SWISH, GELU, GELU_TANH, ELU, SOFTPLUS, MISH = range(12)
+
+
+def activate(x, code, first, second):
+    """The activation `code` of the vector (or number) x, f32; `first` and `second` are its parameters.
+
+    CLAMP: min(max(x, first), second). LEAKY: x < 0 ? first * x : x. HARD_SIGMOID: clamp(first * x + second, 0, 1).
+    ELU: x < 0 ? first * (exp(x) - 1) : x. The others take none (definitions: the ONNX operators of these names).
+    """
+    if code == CLAMP:
+        return vmin_quick(second, vmax_quick(first, x))
+    if code == LEAKY:
+        return vselect(x < 0, x * first, x)
+    if code == SIGMOID:
+        return sigmoid(x)
+    if code == TANH:
+        return tanh(x)
+    if code == SILU:
+        return x * sigmoid(x)
+    if code == HARD_SIGMOID:
+        return vmin_quick(1, vmax_quick(0, x * first + second))
+    if code == HARD_SWISH:
+        return x * vmin_quick(1, vmax_quick(0, x * 0.16666667 + 0.5))
+    if code == GELU:
+        return x * 0.5 * (erf(x * 0.70710677) + 1)
+    if code == GELU_TANH:
+        return x * 0.5 * (tanh((x * x * x * 0.044715 + x) * 0.7978846) + 1)
+    if code == ELU:
+        return vselect(x < 0, (exp(x) - 1) * first, x)
+    soft = vmax_quick(0, x) + log1p(exp(vmin_quick(x, 0 - x)))
+    return soft if code == SOFTPLUS else x * tanh(soft)

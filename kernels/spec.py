@@ -1,0 +1,265 @@
+"""The kernel contract: parameter types, `@kernel`, and the registry of all kernels.
+
+A kernel is a plain Python function on pointers and numbers::
+
+    @kernel(reference=scale_reference, example=scale_example, outputs=("y",), tolerance=1e-6)
+    def scale(x: ptr_f32, y: ptr_f32, n: i64, factor: f32, tid: i64, nthreads: i64):
+        ...
+
+It allocates nothing, raises nothing, keeps no state, and splits its own work by `(tid, nthreads)` without ever
+splitting a reduction, so that results do not depend on the thread count. It returns nothing, or an integer
+status: 0 for success, anything else for data that it refuses (the caller turns that into an error).
+
+* `example(rng, size)` draws arguments: a dict of parameter name -> NumPy array (pointers) or number (scalars),
+  without tid and nthreads. Output arrays are in it too, filled with anything. `size` is a small integer.
+* `reference(**arguments)` gets the same dict and returns a dict of output name -> expected array, accumulated in
+  float64 and of the output's shape. Instead of an array it may return a pair `(expected, magnitude)`: the error is then
+  measured against `magnitude` (for a sum of products: the sum of the absolute products). A kernel that returns a
+  status may add an entry "status".
+* `outputs` names the pointer parameters that are written.
+* `tolerance` bounds |got - expected| / max(1, |expected|) (or / magnitude); 0 asks for equality.
+
+One body serves many element types with `over`::
+
+    @kernel(..., over={"T": (f32, f64, i32)})
+    def copy(x: ptr("T"), y: ptr("T"), n: i64, tid: i64, nthreads: i64): ...
+
+That makes the kernels `copy_f32`, `copy_f64`, `copy_i32`, reached by `copy["f32"]`; `example` then also gets the
+type by keyword: `example(rng, size, T=f32)`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from minifer.kernels.simd import SCALARS as SCALARS
+from minifer.kernels.simd import Ptr, Scalar, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """The type of a pointer parameter. `element` is a Scalar, or the name of a type variable of `over`."""
+
+    element: Scalar | str
+
+    def __repr__(self) -> str:
+        return f"ptr_{self.element}"
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A scalar parameter whose type is a type variable of `over`."""
+
+    name: str
+
+
+ptr_f32, ptr_f64 = Pointer(f32), Pointer(f64)
+ptr_i8, ptr_i16, ptr_i32, ptr_i64 = Pointer(i8), Pointer(i16), Pointer(i32), Pointer(i64)
+ptr_u8, ptr_u16, ptr_u32, ptr_u64 = Pointer(u8), Pointer(u16), Pointer(u32), Pointer(u64)
+
+
+def ptr(variable: str) -> Any:
+    """The type of a pointer parameter whose element type is the type variable `variable`."""
+    return Pointer(variable)
+
+
+def scalar(variable: str) -> Any:
+    """The type of a scalar parameter whose type is the type variable `variable`."""
+    return Variable(variable)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a kernel: its name and `Pointer` or `Scalar` type."""
+
+    name: str
+    type: Pointer | Scalar
+
+    @property
+    def is_pointer(self) -> bool:
+        return isinstance(self.type, Pointer)
+
+
+@dataclass(frozen=True, eq=False)
+class KernelSpec:
+    """A kernel: its body and everything that is known about it. Calling it runs the plain Python body.
+
+    `family` is the module's name within minifer.kernels; `(family, group)` is the unit that is built as one library.
+    `parameters` leaves out tid and nthreads.
+    """
+
+    name: str
+    body: Callable
+    family: str
+    group: str
+    parameters: tuple[Parameter, ...]
+    outputs: tuple[str, ...]
+    reference: Callable[..., dict] | None
+    example: Callable[..., dict] | None
+    tolerance: float
+    types: dict[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> tuple[str, str]:
+        return (self.family, self.group)
+
+    def draw(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
+        """Arguments for one call, from the kernel's `example`."""
+        assert self.example is not None, f"kernel {self.name} has no example"
+        return self.example(rng, size, **self.types)
+
+    def __call__(self, *arguments, tid: int = 0, nthreads: int = 1, **named) -> int:
+        """Run the plain Python body; pointers are NumPy arrays. Returns the status."""
+        values = dict(zip((p.name for p in self.parameters), arguments)) | named
+        converted = [self._convert(p, values[p.name]) for p in self.parameters]
+        with np.errstate(all="ignore"):
+            status = self.body(*converted, int(tid), int(nthreads))
+        return 0 if status is None else int(status)
+
+    def _convert(self, parameter: Parameter, value):
+        if not isinstance(parameter.type, Pointer):
+            return parameter.type(value)
+        if isinstance(value, Ptr):
+            return value
+        element = parameter.type.element
+        assert isinstance(element, Scalar)
+        if not value.flags.c_contiguous or value.dtype.itemsize != element.dtype.itemsize:
+            raise TypeError(f"{self.name}: {parameter.name} must be a contiguous array of {element}, got {value.dtype}")
+        return Ptr(value.reshape(-1).view(element.dtype), 0)
+
+    def __repr__(self) -> str:
+        listed = ", ".join(f"{p.name}: {p.type}" for p in self.parameters)
+        return f"{self.family}.{self.name}({listed})"
+
+
+class KernelGroup:
+    """The instances of one kernel body over several types: `copy["f32"]`, `cast["f32", "i64"]`."""
+
+    def __init__(self, name: str, instances: dict[tuple[str, ...], KernelSpec]):
+        self.name = name
+        self.instances = instances
+
+    def __getitem__(self, key: str | Scalar | Sequence[str | Scalar]) -> KernelSpec:
+        parts = (key,) if isinstance(key, str | Scalar) else tuple(key)
+        return self.instances[tuple(str(p) for p in parts)]
+
+    def __contains__(self, key: object) -> bool:
+        parts = key if isinstance(key, tuple) else (key,)
+        return tuple(str(p) for p in parts) in self.instances
+
+    def __iter__(self) -> Iterator[KernelSpec]:
+        return iter(self.instances.values())
+
+
+@dataclass(frozen=True, eq=False)
+class NativeFunction:
+    """A compiled function that is no kernel: exported with the plain C signature of its annotations."""
+
+    name: str
+    body: Callable
+    family: str
+    parameters: tuple[Parameter, ...]
+    group: str = ""
+
+    @property
+    def unit(self) -> tuple[str, str]:
+        return (self.family, self.group)
+
+    def __call__(self, *arguments):
+        return self.body(*arguments)
+
+
+#: every kernel and native function by name
+KERNELS: dict[str, KernelSpec] = {}
+NATIVES: dict[str, NativeFunction] = {}
+
+
+def units(family: str | None = None) -> dict[tuple[str, str], list[KernelSpec | NativeFunction]]:
+    """The registered kernels and native functions by build unit, of one family or all."""
+    found: dict[tuple[str, str], list[KernelSpec | NativeFunction]] = {}
+    for spec in (*KERNELS.values(), *NATIVES.values()):
+        if family is None or spec.family == family:
+            found.setdefault(spec.unit, []).append(spec)
+    return found
+
+
+def kernel(
+    *,
+    reference: Callable[..., dict] | None = None,
+    example: Callable[..., dict] | None = None,
+    outputs: Sequence[str] = ("y",),
+    tolerance: float = 1e-6,
+    over: dict[str, Sequence[Scalar]] | None = None,
+    group: str | None = None,
+    name: str | None = None,
+) -> Callable[[Callable], Any]:
+    """Register a kernel; see the module's text. The result is a KernelSpec, or a KernelGroup with `over`.
+
+    `name` defaults to the function's; a factory that makes kernels in a loop gives its own. `group` splits a family
+    into several libraries; instances of `over` are grouped by their types unless it is given.
+    """
+
+    def register(body: Callable):
+        raw = inspect.get_annotations(body, eval_str=True)
+        names = list(inspect.signature(body).parameters)
+        label = name or body.__name__
+        if names[-2:] != ["tid", "nthreads"]:
+            raise TypeError(f"kernel {label}: the last two parameters must be tid and nthreads")
+        family = body.__module__.rpartition(".")[2]
+        spec = KernelSpec(label, body, family, group or "", (), tuple(outputs), reference, example, tolerance)
+        if over is None:
+            return _add(spec, {n: raw[n] for n in names[:-2]})
+        instances = {}
+        for chosen in itertools.product(*over.values()):
+            types = dict(zip(over, chosen))
+            key = tuple(t.name for t in chosen)
+            one = replace(
+                spec, name="_".join((label, *key)), group="_".join(key) if group is None else group, types=types
+            )
+            instances[key] = _add(one, {n: _resolve(raw[n], types) for n in names[:-2]})
+        return KernelGroup(label, instances)
+
+    return register
+
+
+def native(body: Callable) -> NativeFunction:
+    """Register a function that is compiled like a kernel but exported with the C signature of its annotations.
+
+    Parameters are pointers, i64, f32 or f64; it returns an i64 (0 when the body returns nothing).
+    """
+    raw = inspect.get_annotations(body, eval_str=True)
+    names = inspect.signature(body).parameters
+    spec = NativeFunction(
+        body.__name__, body, body.__module__.rpartition(".")[2], tuple(Parameter(n, raw[n]) for n in names)
+    )
+    _check_new(spec)
+    NATIVES[spec.name] = spec
+    return spec
+
+
+def _resolve(annotation, types: dict[str, Scalar]):
+    if isinstance(annotation, Pointer) and isinstance(annotation.element, str):
+        return Pointer(types[annotation.element])
+    return types[annotation.name] if isinstance(annotation, Variable) else annotation
+
+
+def _add(spec: KernelSpec, annotations: dict[str, Any]) -> KernelSpec:
+    for parameter, annotation in annotations.items():
+        if not isinstance(annotation, Pointer | Scalar):
+            raise TypeError(f"kernel {spec.name}: parameter {parameter} has no kernel type but {annotation!r}")
+    if missing := set(spec.outputs) - annotations.keys():
+        raise TypeError(f"kernel {spec.name}: outputs {sorted(missing)} are no parameters")
+    spec = replace(spec, parameters=tuple(Parameter(n, t) for n, t in annotations.items()))
+    _check_new(spec)
+    KERNELS[spec.name] = spec
+    return spec
+
+
+def _check_new(spec: KernelSpec | NativeFunction) -> None:
+    if old := KERNELS.get(spec.name) or NATIVES.get(spec.name):
+        raise TypeError(f"kernel {spec.name} is already registered by family {old.family}")

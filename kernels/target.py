@@ -1,0 +1,74 @@
+"""The machines that kernels are compiled for, and the shape of the register tile on each.
+
+A vector value is always 32 bytes wide; LLVM splits it where registers are narrower. The register tile is
+`mr` rows by `nr` columns of float32: as many accumulators as the register file holds beside one row of B.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """One machine: LLVM's names for it and what the lowering must know.
+
+    `fma`, `half`, `masked`: fused multiply-add, float16 conversion and masked moves are single instructions.
+    """
+
+    name: str
+    triple: str
+    cpu: str
+    features: str
+    mr: int
+    nr: int
+    fma: bool
+    half: bool
+    masked: bool
+
+
+_WASM = "+simd128,+bulk-memory,+nontrapping-fptoint,+sign-ext"
+
+TARGETS: dict[str, Target] = {
+    t.name: t
+    for t in (
+        Target("x86-64-v3", "x86_64-unknown-linux-gnu", "x86-64-v3", "", 6, 16, True, True, True),
+        Target("x86-64-v2", "x86_64-unknown-linux-gnu", "x86-64-v2", "", 4, 8, False, False, False),
+        Target("aarch64", "aarch64-unknown-linux-gnu", "generic", "", 8, 12, True, True, False),
+        Target("wasm32", "wasm32-unknown-unknown", "generic", _WASM, 4, 8, False, False, False),
+    )
+}
+
+#: what x86-64-v3 adds that minifer's kernels use; the names are those of /proc/cpuinfo
+_V3_FLAGS = {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"}
+
+
+@functools.cache
+def host() -> Target:
+    """The target that fits this machine; x86-64 needs AVX2, FMA and F16C for the level v3, else it is v2."""
+    machine = platform.machine().lower()
+    if machine in ("x86_64", "amd64"):
+        return TARGETS["x86-64-v3" if _has_v3() else "x86-64-v2"]
+    if machine in ("aarch64", "arm64"):
+        return TARGETS["aarch64"]
+    return TARGETS["wasm32" if sys.platform == "emscripten" else "x86-64-v2"]
+
+
+def _has_v3() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            for line in info:
+                if line.startswith("flags"):
+                    return set(line.split()) >= _V3_FLAGS
+    except OSError:
+        pass
+    try:  # systems without /proc: llvmlite asks the CPU itself
+        import llvmlite.binding as llvm
+
+        features = llvm.get_host_cpu_features()
+        return all(features.get(flag, False) for flag in ("avx2", "fma", "f16c", "bmi", "bmi2", "movbe"))
+    except (ImportError, RuntimeError):
+        return False

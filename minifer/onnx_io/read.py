@@ -1,0 +1,446 @@
+"""From an ONNX file to ir.Model.
+
+`read_model` finds the bytes (mapping a file into memory, not reading it), decodes them and builds the graph:
+names are resolved scope by scope, local functions are put in place of their calls, nodes are brought into order,
+and `Graph.check` has the last word. Sources: docs/IR.md and onnx.proto of ONNX.
+
+A value keeps its name wherever it can. New names are made up for what stands in a function body, and for what a
+subgraph defines under a name that a graph around it uses already (the standard forbids it, exporters do it).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from minifer.errors import ModelError, UnsupportedError
+from minifer.ir import Graph, Model, Node, Type
+from minifer.onnx_io.external import ExternalFiles, map_file
+from minifer.onnx_io.order import in_order
+from minifer.onnx_io.schema import MESSAGES
+from minifer.onnx_io.tensor import dense, read_sparse, read_tensor
+from minifer.onnx_io.values import read_attribute, read_type
+from minifer.onnx_io.wire import decode
+
+MAX_NODES = 2_000_000  # after functions are put in place: a few that call each other can grow without end
+MAX_NESTING = 100  # of function calls and subgraphs
+
+_KNOWN_FORMATS = (
+    (b"<", "it looks like a web page or XML, perhaps the page about the model instead of the file"),
+    (b"version https://git-lfs", "it is a Git LFS pointer; fetch the real file with `git lfs pull`"),
+    (b"PK\x03\x04", "it is a zip archive (a PyTorch or NumPy file?)"),
+    (b"\x1f\x8b", "it is compressed with gzip; unpack it first"),
+    (b"\x80\x02", "it is a Python pickle (an old PyTorch file?)"),
+    (b"\x89HDF", "it is an HDF5 file (Keras?)"),
+    (b"{", "it looks like JSON"),
+    (b"\x93NUMPY", "it is a NumPy array"),
+    (b"GGUF", "it is a GGUF file"),
+)
+
+
+def read_model(source: Any) -> Model:
+    """The model in `source`: a path, bytes (bytes, bytearray, memoryview), a binary file object, or an
+    onnx.ModelProto.
+
+    Constants are read-only arrays, mostly views into the file. ModelError where the source is no valid model,
+    UnsupportedError where it uses what minifer cannot hold.
+    """
+    data, path = _open(source)
+    if not len(data):
+        raise ModelError("not an ONNX file: it is empty")
+    with _collector_paused():  # many objects are made and none dies: half of the time would go into looking for some
+        return _read(data, path)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+def _read(data: memoryview, path: str | None) -> Model:
+    try:
+        proto = decode(MESSAGES["ModelProto"], data)
+    except ModelError as error:
+        raise ModelError(f"not an ONNX file: {_guess(data) or error}") from error
+    if proto.graph is None or proto.ir_version <= 0:
+        lacks = "graph" if proto.graph is None else "ir_version"
+        raise ModelError(f"not an ONNX file: {_guess(data) or f'it has no {lacks}'}")
+    return _Reader(proto, ExternalFiles(path)).model()
+
+
+def _open(source: Any) -> tuple[memoryview, str | None]:
+    """The bytes of a source, and the path that external data is relative to."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return memoryview(source).cast("B"), None
+    if isinstance(source, str | os.PathLike):
+        return map_file(source), os.fspath(source)
+    if hasattr(source, "SerializeToString"):
+        try:
+            return memoryview(source.SerializeToString()), None
+        except Exception as error:  # the protobuf package has its own classes, which we do not import
+            raise ModelError(f"the ModelProto cannot be serialised ({error}); save it and pass the path") from error
+    if hasattr(source, "read"):
+        data = source.read()
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise ModelError("the file object gives text; open the model in binary mode ('rb')")
+        name = getattr(source, "name", None)
+        return memoryview(data).cast("B"), name if isinstance(name, str) and os.path.isfile(name) else None
+    raise ModelError(
+        f"a model is given as a path, bytes, a binary file object or an onnx.ModelProto, not {type(source).__name__}"
+    )
+
+
+def _guess(data: memoryview) -> str:
+    """What a file that is no model seems to be, or ""."""
+    head = bytes(data[:64]).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if bytes(data[4:8]) == b"ORTM":
+        return "it is in ONNX Runtime's own .ort format; convert the .onnx file it was made from instead"
+    if bytes(data[4:8]) == b"TFL3":
+        return "it is a TensorFlow Lite file"
+    for magic, what in _KNOWN_FORMATS:
+        if head.startswith(magic):
+            return what
+    if head and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+        return f"it begins with the text {head[:24].decode('ascii')!r}"
+    return ""
+
+
+class _Scope:
+    """The names that one graph or function body defines (own name -> name in the ir), and the scope around it."""
+
+    def __init__(self, outer: _Scope | None = None):
+        self.names: dict[str, str] = {}
+        self.outer = outer
+
+    def find(self, name: str) -> str | None:
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.names:
+                return scope.names[name]
+            scope = scope.outer
+        return None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where nodes are read: in which scope, for which opsets, with which attributes of the call."""
+
+    scope: _Scope
+    opsets: Mapping[str, int]
+    attrs: Mapping[str, Any] | None = None  # what ref_attr_name may name; None outside functions
+    prefix: str = ""  # of new names: the call
+    calls: tuple[tuple[str, str, str], ...] = ()  # the functions around, outermost first
+    depth: int = 0
+    fresh: bool = False  # every name defined here is a new one
+
+    def inside(self, **changes: Any) -> _Place:
+        """A place one level deeper, its scope inside this one unless given."""
+        if self.depth >= MAX_NESTING:
+            raise ModelError(f"subgraphs and function calls are nested more than {MAX_NESTING} deep")
+        changes.setdefault("scope", _Scope(self.scope))
+        return replace(self, depth=self.depth + 1, **changes)
+
+
+@dataclass
+class _Reader:
+    proto: Any
+    files: ExternalFiles
+    functions: dict[tuple[str, str, str], Any] = field(default_factory=dict)
+    taken: set[str] | None = None  # every name of the model, once a new one is needed
+    counts: dict[str, int] = field(default_factory=dict)
+    nodes_made: int = 0
+
+    def model(self) -> Model:
+        proto = self.proto
+        for function in proto.functions:
+            key = (_domain(function.domain), function.name, function.overload)
+            if key in self.functions:
+                raise ModelError(f"function {_title(key)} is defined twice")
+            self.functions[key] = function
+        opsets = _opsets(proto)
+        graph = self.graph(proto.graph, _Place(_Scope(), opsets))
+        if not graph.outputs:
+            raise ModelError("the graph has no outputs")
+        if len(set(graph.outputs)) < len(graph.outputs):
+            raise ModelError(f"the graph has two outputs of one name: {', '.join(graph.outputs)}")
+        if proto.ir_version < 4:  # before, every constant had to be listed as an input, and was none
+            graph = graph.with_(inputs=tuple(name for name in graph.inputs if name not in graph.consts))
+        graph.check()
+        return Model(
+            graph,
+            opsets,
+            proto.ir_version,
+            producer=proto.producer_name,
+            producer_version=proto.producer_version,
+            domain=proto.domain,
+            model_version=proto.model_version,
+            doc=proto.doc_string,
+            metadata={entry.key: entry.value for entry in proto.metadata_props},
+        )
+
+    # ---- names
+
+    def define(self, name: str, place: _Place) -> None:
+        """Enter a name into the scope; twice is an error."""
+        names = place.scope.names
+        if name in names:
+            raise ModelError(f"'{name}' is defined twice in one graph")
+        outer = place.scope.outer
+        if place.fresh:
+            names[name] = self.fresh(f"{place.prefix}/{name}")
+        elif outer is not None and outer.find(name) is not None:
+            names[name] = self.fresh(name)
+        else:
+            names[name] = name
+
+    def fresh(self, base: str) -> str:
+        """A name that nothing else has."""
+        if self.taken is None:
+            self.taken = set(_all_names(self.proto.graph))
+        name = base
+        while name in self.taken:
+            self.counts[base] = self.counts.get(base, 0) + 1
+            name = f"{base}_{self.counts[base]}"
+        self.taken.add(name)
+        return name
+
+    def find(self, name: str, place: _Place, who: str) -> str:
+        found = place.scope.find(name) if name else ""
+        if found is None:
+            inside = f" in function {_title(place.calls[-1])}" if place.calls else ""
+            raise ModelError(f"{who}{inside} reads '{name}', which no input, constant or node defines")
+        return found
+
+    # ---- graphs
+
+    def graph(self, proto: Any, place: _Place) -> Graph:
+        """A graph, the main one or a subgraph, whose names go to the scope of `place`."""
+        scope = place.scope
+        for value in proto.input:
+            self.define(value.name, place)
+        constants = self.constants(proto)
+        inputs = set(scope.names)
+        for name in constants:
+            if name not in inputs:
+                self.define(name, place)
+        self.define_outputs(proto.node, place)
+        nodes: list[Node] = []
+        for node in proto.node:
+            self.node(node, place, nodes)
+        who = f"the output list of graph '{proto.name}'"
+        outputs = tuple(self.find(value.name, place, who) for value in proto.output)
+        if "" in outputs:
+            raise ModelError(f"graph '{proto.name}' has an output without a name, or one that a call leaves out")
+        return Graph(
+            tuple(scope.names[value.name] for value in proto.input),
+            outputs,
+            in_order(nodes),
+            {scope.names[name]: value for name, value in constants.items()},
+            self.types(proto, scope),
+            proto.name,
+        )
+
+    def define_outputs(self, nodes: Any, place: _Place) -> None:
+        for node in nodes:
+            for name in node.output:
+                if name:
+                    self.define(name, place)
+
+    def constants(self, proto: Any) -> dict[str, np.ndarray]:
+        out: dict[str, np.ndarray] = {}
+        for tensor in proto.initializer:
+            _enter(out, tensor.name, read_tensor(tensor, self.files, f"initializer '{tensor.name}'"))
+        for sparse in proto.sparse_initializer:
+            name = sparse.values.name if sparse.values is not None else ""
+            who = f"sparse initializer '{name}'"
+            _enter(out, name, dense(read_sparse(sparse, self.files, who), who))
+        return out
+
+    def types(self, proto: Any, scope: _Scope) -> dict[str, Type]:
+        out = {}
+        seen: dict[int, Type | None] = {}  # equal types are mostly one object
+        for value in (*proto.value_info, *proto.output, *proto.input):
+            if value.type is not None and value.name in scope.names:
+                key = id(value.type)
+                if key not in seen:
+                    seen[key] = read_type(value.type, f"value '{value.name}'")
+                kind = seen[key]
+                if kind is not None:
+                    out[scope.names[value.name]] = kind
+        return out
+
+    # ---- nodes
+
+    def node(self, proto: Any, place: _Place, out: list[Node]) -> None:
+        """Append the node, or the nodes of the function that it calls, to `out`."""
+        domain = _domain(proto.domain)
+        key = (domain, proto.op_type, proto.overload)
+        who = f"{proto.op_type} '{proto.name or next(filter(None, proto.output), '')}'"
+        if not proto.op_type:
+            raise ModelError(f"node '{proto.name}' has no operator (op_type)")
+        inputs = tuple(self.find(name, place, who) for name in proto.input)
+        attrs = self.attributes(proto, place, who)
+        if key in self.functions:
+            self.call(proto, key, inputs, attrs, place, out)
+            return
+        outputs = tuple(place.scope.names[name] if name else "" for name in proto.output)
+        name = f"{place.prefix}/{proto.name}" if place.prefix and proto.name else proto.name
+        self.append(Node(proto.op_type, inputs, outputs, attrs, name, domain, self.version(domain, place, who)), out)
+
+    def append(self, node: Node, out: list[Node]) -> None:
+        self.nodes_made += 1
+        if self.nodes_made > MAX_NODES:
+            raise UnsupportedError(f"the model has more than {MAX_NODES:,} nodes with its functions put in place")
+        out.append(node)
+
+    def version(self, domain: str, place: _Place, who: str) -> int:
+        """The opset version that a domain has at a place."""
+        version = place.opsets.get(domain)
+        if version is None:
+            if self.proto.ir_version < 3 and not domain:
+                return 1  # files of that time say nothing
+            raise ModelError(
+                f"{who} is of domain '{domain or 'ai.onnx'}', whose version the model does not import (opset_import)"
+            )
+        return version
+
+    def attributes(self, proto: Any, place: _Place, who: str) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for attribute in proto.attribute:
+            name, source = attribute.name, attribute.ref_attr_name
+            if not name or name in out:
+                raise ModelError(f"{who} has {f'two attributes {name!r}' if name else 'an attribute without a name'}")
+            if not source:
+                out[name] = self.attribute(attribute, place, who)
+            elif place.attrs is None:
+                raise ModelError(f"attribute '{name}' of {who} refers to '{source}', and it is in no function")
+            elif source in place.attrs:  # else the caller left it out: the operator's default holds
+                out[name] = place.attrs[source]
+        return out
+
+    def attribute(self, proto: Any, place: _Place, who: str) -> Any:
+        return read_attribute(proto, who, self.files, lambda graph: self.graph(graph, place.inside()))
+
+    # ---- functions
+
+    def call(self, proto: Any, key: Any, inputs: tuple, attrs: dict, place: _Place, out: list[Node]) -> None:
+        """Append the nodes of a function body, its names new, its inputs and outputs those of the call."""
+        function = self.functions[key]
+        title = _title(key)
+        if key in place.calls:
+            raise ModelError(f"function {' -> '.join(map(_title, (*place.calls, key)))} calls itself")
+        if len(inputs) > len(function.input) or len(proto.output) > len(function.output):
+            raise ModelError(
+                f"a call of function {title} has {len(inputs)} inputs and {len(proto.output)} outputs; "
+                f"it takes {len(function.input)} and gives {len(function.output)}"
+            )
+        prefix = proto.name or next(filter(None, proto.output), proto.op_type)
+        inner = place.inside(
+            scope=_Scope(),
+            opsets={**place.opsets, **_opsets(function)},
+            attrs=self.bound(function, attrs, place, title),
+            prefix=f"{place.prefix}/{prefix}" if place.prefix else prefix,
+            calls=(*place.calls, key),
+            fresh=True,
+        )
+        names = inner.scope.names
+        for i, formal in enumerate(function.input):
+            if formal in names:
+                raise ModelError(f"function {title} has two inputs '{formal}'")
+            names[formal] = inputs[i] if i < len(inputs) else ""
+        wanted = [(formal, place.scope.names[out]) for formal, out in zip(function.output, proto.output) if out]
+        copies = self.define_body(function, wanted, inner)
+        for node in function.node:
+            self.node(node, inner, out)
+        for formal, actual in copies:
+            value = self.find(formal, inner, "the output list")
+            if not value:
+                raise ModelError(f"function {title} returns its input '{formal}', which a call leaves out")
+            self.append(Node("Identity", (value,), (actual,), version=self.version("", inner, title)), out)
+
+    def define_body(self, function: Any, wanted: list[tuple[str, str]], place: _Place) -> list[tuple[str, str]]:
+        """Name what the body defines: an output as the call names it. Returns the outputs that need a copy: inputs
+        passed through, and values that are an output twice."""
+        own = {name for node in function.node for name in node.output if name}
+        names, copies = place.scope.names, []
+        direct: dict[str, str] = {}
+        for formal, actual in wanted:
+            if formal in own and formal not in direct:
+                direct[formal] = actual
+            else:
+                copies.append((formal, actual))
+        for node in function.node:
+            for name in node.output:
+                if name in direct and name not in names:
+                    names[name] = direct[name]
+                elif name:
+                    self.define(name, place)
+        return copies
+
+    def bound(self, function: Any, attrs: dict, place: _Place, title: str) -> dict[str, Any]:
+        """The attributes that a body may refer to: the call's, and the defaults of the others."""
+        defaults = {a.name: a for a in function.attribute_proto}
+        unknown = set(attrs) - set(function.attribute) - set(defaults)
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            raise ModelError(f"a call of function {title} has attributes it does not know: {names}")
+        blank = place.inside(scope=_Scope(), attrs=None)
+        who = f"function {title}"
+        out = {name: self.attribute(a, blank, who) for name, a in defaults.items() if name not in attrs}
+        return {**out, **attrs}
+
+
+def _enter(out: dict[str, np.ndarray], name: str, value: np.ndarray) -> None:
+    if not name:
+        raise ModelError("an initializer has no name")
+    if name in out:
+        raise ModelError(f"initializer '{name}' is there twice")
+    out[name] = value
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+def _title(key: tuple[str, str, str]) -> str:
+    return "::".join(filter(None, key[:2])) + (f" ({key[2]})" if key[2] else "")
+
+
+def _opsets(proto: Any) -> dict[str, int]:
+    """Domain -> version; of a domain that is there twice the higher one holds (onnx.proto, opset_import)."""
+    out: dict[str, int] = {}
+    for entry in proto.opset_import:
+        domain = _domain(entry.domain)
+        if entry.version <= 0:
+            raise ModelError(f"domain '{domain or 'ai.onnx'}' is imported in version {entry.version}")
+        out[domain] = max(entry.version, out.get(domain, 0))
+    return out
+
+
+def _all_names(graph: Any) -> Iterator[str]:
+    """Every value name in a GraphProto and the graphs inside it."""
+    for value in graph.input:
+        yield value.name
+    for tensor in graph.initializer:
+        yield tensor.name
+    for sparse in graph.sparse_initializer:
+        if sparse.values is not None:
+            yield sparse.values.name
+    for node in graph.node:
+        yield from node.output
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner is not None:
+                    yield from _all_names(inner)

@@ -1,0 +1,112 @@
+"""Comparisons, boolean and bitwise operators, Where."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minifer import dtypes
+from minifer.errors import InputError
+from minifer.ir import TensorType, Type
+from minifer.ops.binary import legacy, legacy_types
+from minifer.ops.numeric import (
+    NUMBERS,
+    broadcast_types,
+    check_count,
+    check_same_type,
+    check_type,
+    narrow,
+    require,
+    require_same_type,
+    unary_types,
+    widen,
+)
+from minifer.ops.registry import Call, Op, register
+from minifer.ops.shapes import broadcast
+
+_BOOL = ("bool",)
+_EQUATABLE = (*NUMBERS, "bool", "string")
+
+
+def _predicate(function, allowed):
+    """A reference that compares two tensors of one type."""
+
+    def reference(a, b):
+        require(a, allowed)
+        require_same_type(a, b)
+        return np.asarray(function(widen(a), widen(b))).astype(bool, copy=False)
+
+    return reference
+
+
+def _bitwise(function):
+    def reference(a, b):
+        require(a, dtypes.INTEGERS)
+        require_same_type(a, b)
+        return np.asarray(function(a, b))
+
+    return reference
+
+
+def _not(x):
+    require(x, _BOOL)
+    return np.asarray(np.logical_not(x))
+
+
+def _bitwise_not(x):
+    require(x, dtypes.INTEGERS)
+    return np.asarray(np.invert(x))
+
+
+def _bit_shift(x, y, *, direction):
+    require(x, dtypes.INTEGERS)
+    require_same_type(x, y)
+    if direction not in ("LEFT", "RIGHT"):
+        raise InputError(f"direction is {direction!r}; it must be 'LEFT' or 'RIGHT'")
+    bits = x.dtype.itemsize * 8
+    outside = (y < 0) | (y >= bits)
+    amount = np.where(outside, 0, y).astype(x.dtype)
+    if direction == "LEFT":
+        return narrow(np.where(outside, 0, np.left_shift(x, amount)), x.dtype)
+    sign = -(x < 0).astype(np.int8)  # what is left when all bits are shifted out
+    return narrow(np.where(outside, sign, np.right_shift(x, amount)), x.dtype)
+
+
+def _where(condition, x, y):
+    require(condition, _BOOL, "the condition")
+    require_same_type(x, y)
+    return narrow(np.where(condition, x, y), x.dtype)
+
+
+def _where_types(call: Call) -> Type:
+    check_count(call, 3, 3)
+    check_type(call, 0, _BOOL)
+    kind = check_same_type(call, 1, 2)
+    return TensorType(kind, broadcast(call, call.shape(0), call.shape(1), call.shape(2)))
+
+
+for _name, _function, _allowed in (
+    ("And", np.logical_and, _BOOL),
+    ("Or", np.logical_or, _BOOL),
+    ("Xor", np.logical_xor, _BOOL),
+    ("Equal", np.equal, _EQUATABLE),
+    ("Greater", np.greater, NUMBERS),
+    ("Less", np.less, NUMBERS),
+):
+    _reference = _predicate(_function, _allowed)
+    register(Op(_name, since=1, infer=legacy_types(_allowed, "bool"), reference=legacy(_reference)))
+    register(Op(_name, since=7, infer=broadcast_types(_allowed, "bool"), reference=_reference))
+
+for _name, _function in (("GreaterOrEqual", np.greater_equal), ("LessOrEqual", np.less_equal)):
+    register(Op(_name, since=12, infer=broadcast_types(NUMBERS, "bool"), reference=_predicate(_function, NUMBERS)))
+
+for _name, _function in (
+    ("BitwiseAnd", np.bitwise_and),
+    ("BitwiseOr", np.bitwise_or),
+    ("BitwiseXor", np.bitwise_xor),
+):
+    register(Op(_name, since=18, infer=broadcast_types(dtypes.INTEGERS), reference=_bitwise(_function)))
+
+register(Op("Not", since=1, infer=unary_types(_BOOL), reference=_not))
+register(Op("BitwiseNot", since=18, infer=unary_types(dtypes.INTEGERS), reference=_bitwise_not))
+register(Op("BitShift", since=11, infer=broadcast_types(dtypes.INTEGERS), reference=_bit_shift))
+register(Op("Where", since=9, infer=_where_types, reference=_where))

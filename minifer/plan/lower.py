@@ -1,0 +1,504 @@
+"""Lowering: graph nodes become plan steps, with every shape concrete.
+
+The planner walks the nodes of one graph in order. A node whose inputs are all known is computed on the spot
+(shape arithmetic costs nothing at run time); one that has a `lower` yields kernel calls; any other becomes a step
+that runs its reference. A node whose result types depend on data ends the stage: the next one is planned
+when the types are known.
+
+A value may be held in several layouts; `Lowering.input` converts on demand, so layout changes appear only
+where an operator that needs one layout reads what another wrote in a different one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minifer import dtypes
+from minifer.errors import ShapeError
+from minifer.ir import Graph, Node, TensorType, Type, type_of_value
+from minifer.ops import registry
+from minifer.ops.registry import Call, Context, Declined, Op
+from minifer.passes.inline import inline_branch
+from minifer.plan import arena
+from minifer.plan.layout import convert
+from minifer.plan.plan import (
+    CHANNELS_LAST,
+    FIRST_ARRAY,
+    PLAIN,
+    Buffer,
+    KernelStep,
+    Plan,
+    PythonStep,
+    Slot,
+    Step,
+    itemsize,
+)
+
+FOLD_LIMIT = 1 << 26  # bytes: a larger result is computed at run time rather than kept in the plan
+
+RunGraph = Callable[[Graph, Sequence[Any], Mapping[str, Any]], list[Any]]
+
+
+@dataclass
+class Packed:
+    """Constants in the form that kernels want them, shared by all plans of a session."""
+
+    table: dict[tuple[str, Any], np.ndarray] = field(default_factory=dict)
+
+
+@dataclass
+class Scope:
+    """What planning a graph needs besides the values alive: set once for a graph."""
+
+    graph: Graph
+    nodes: tuple[Node, ...]
+    run_graph: RunGraph
+    native: bool = True
+    packed: Packed = field(default_factory=Packed)
+    dynamic: set[int] = field(default_factory=set)  # nodes whose types were planned wrongly once: ask the run
+    uses: dict[str, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for i, node in enumerate(self.nodes):
+            for name in dict.fromkeys((*node.inputs, *(n for g in node.subgraphs for n in g.captured()))):
+                if name:
+                    self.uses.setdefault(name, []).append(i)
+
+    def last_use(self, name: str) -> int:
+        """Index of the last node that reads a name; beyond all nodes for a graph output; -1 if never read."""
+        if name in self.graph.outputs:
+            return len(self.nodes)
+        return self.uses.get(name, [-1])[-1]
+
+
+class Planner:
+    """Plans one stage: the nodes from `start` to the first whose result types only the run tells."""
+
+    def __init__(self, scope: Scope, start: int, types: Mapping[str, Type], known: Mapping[str, Any]):
+        self.scope = scope
+        self.start = start
+        self.types: dict[str, Type] = dict(types)
+        self.known: dict[str, Any] = dict(known)
+        self.where: dict[str, dict[str, Slot]] = {}  # name -> layout -> slot
+        self.steps: list[Step] = []
+        self.done: set[int] = set()  # nodes absorbed by an earlier one
+        self.inputs: dict[str, int] = {}
+        self.fresh: list[Buffer] = []
+        self.bases = FIRST_ARRAY
+        self.consts: list[np.ndarray] = []
+        self._const_slots: dict[str, Slot] = {}
+        self.local: dict[str, Any] = {}  # what this stage found out, for the next ones
+        self.local_types: dict[str, Type] = {}
+        self.index = start
+
+    def packed(self, name: str, key: Any, make: Callable[[], np.ndarray]) -> Slot:
+        """A constant in a kernel's own form, kept for all plans where it comes from a graph constant."""
+        table = self.scope.packed.table
+        if name not in self.scope.graph.consts:
+            return self.const(make())
+        if (name, key) not in table:
+            table[name, key] = np.ascontiguousarray(make())
+        return self.const(table[name, key])
+
+    # -- values -------------------------------------------------------------------------------------------
+
+    def set_known(self, name: str, value: Any) -> None:
+        """Record a value found while planning."""
+        if name:
+            self.known[name] = self.local[name] = value
+            self.set_type(name, type_of_value(value))
+
+    def set_type(self, name: str, kind: Type) -> None:
+        """Record the type of a value of this stage."""
+        if name:
+            self.types[name] = self.local_types[name] = kind
+
+    def new_array(self, nbytes: int) -> Buffer:
+        """A buffer with a base of its own."""
+        self.bases += 1
+        return Buffer("array", nbytes, base=self.bases - 1)
+
+    def const(self, array: np.ndarray) -> Slot:
+        """A constant kept alive by the plan."""
+        array = np.ascontiguousarray(array).reshape(array.shape)
+        self.consts.append(array)
+        return Slot(Buffer("const", array.nbytes, array), dtypes.from_numpy(array.dtype), array.shape)
+
+    def slots(self, name: str) -> dict[str, Slot]:
+        """All layouts in which a tensor lies in memory now."""
+        if name not in self.where:
+            if name in self.known:
+                if name not in self._const_slots:
+                    self._const_slots[name] = self.const(np.asarray(self.known[name]))
+                return {PLAIN: self._const_slots[name]}
+            kind = self.types[name]
+            assert isinstance(kind, TensorType)
+            size = int(np.prod(kind.dims, dtype=np.int64)) * itemsize(kind.dtype)
+            buffer = self.new_array(size)
+            self.inputs[name] = buffer.base
+            self.where[name] = {PLAIN: Slot(buffer, kind.dtype, kind.dims)}
+        return self.where[name]
+
+    def in_memory(self, name: str) -> bool:
+        """True where a tensor is there by now: written by a step of this stage, or before it."""
+        return name in self.where or (name in self.types and name not in self.local_types)
+
+    def slot(self, name: str, layout: str = PLAIN) -> Slot:
+        """A tensor in the layout asked for; a conversion step is added where it is not there yet."""
+        held = self.slots(name)
+        if layout not in held:
+            source = next(iter(held.values()))
+            made = convert(self, source, layout)
+            if name in self._const_slots:
+                self.where[name] = {**held, layout: made}
+            else:
+                held[layout] = made
+            return made
+        return held[layout]
+
+    def temporary(self, nbytes: int) -> Buffer:
+        """A buffer in the arena."""
+        return Buffer("arena", nbytes)
+
+    def emit(self, kernel: Any, arguments: Sequence[Any], node: Node | None = None) -> None:
+        """Add a kernel call. Which slots it writes stands in the KernelSpec."""
+        names = [p.name for p in kernel.parameters]
+        assert len(names) == len(arguments), f"{kernel.name} takes {names}, got {len(arguments)} arguments"
+        slots = [(n, a) for n, a in zip(names, arguments) if isinstance(a, Slot)]
+        reads = tuple(a for n, a in slots if n not in kernel.outputs)
+        writes = tuple(a for n, a in slots if n in kernel.outputs)
+        node = node or self.scope.nodes[self.index]
+        self.steps.append(KernelStep(kernel, tuple(arguments), node, reads, writes))
+
+    # -- one node -----------------------------------------------------------------------------------------
+
+    def plan(self) -> tuple[Plan, int]:
+        """The plan of the stage and the index of the first node after it."""
+        end = len(self.scope.nodes)
+        dynamic = False
+        for i in range(self.start, end):
+            self.index = i
+            if i in self.done:
+                continue
+            if self.visit(self.scope.nodes[i], i in self.scope.dynamic):
+                end, dynamic = i + 1, True
+                break
+        return self.finish(end, dynamic), end
+
+    def visit(self, node: Node, ask_the_run: bool = False) -> bool:
+        """Plan one node; True where its result types only the run tells."""
+        op = registry.select(node)
+        assert op is not None, node.label
+        captured = list(dict.fromkeys(n for g in node.subgraphs for n in g.captured()))
+        if node.op == "If" and not node.domain and node.inputs[0] in self.known:
+            return self._take_branch(node)
+        if op.deterministic and self._fold(op, node, captured):
+            return False
+        call = Call(
+            node,
+            [self.types.get(n) if n else None for n in node.inputs],
+            [self.known.get(n) if n else None for n in node.inputs],
+            self._infer_graph,
+        )
+        if op.known is not None:
+            value = op.known(call)
+            if value is not None:
+                self.set_known(node.outputs[0], value)
+                return False
+        kinds = self._infer(op, call)
+        settled = not ask_the_run and all(
+            not n or (k is not None and (not isinstance(k, TensorType) or k.concrete))
+            for n, k in zip(node.outputs, kinds)
+        )
+        if settled:
+            for name, kind in zip(node.outputs, kinds):
+                if name and kind is not None:
+                    self.set_type(name, kind)
+        why = "no kernel for this operator"
+        if not settled:
+            why = "result shape depends on data"
+        elif not self.scope.native:
+            why = "kernels are not available"
+        elif op.lower is not None and self._tensors_only(node):
+            declined = self._lower(op, node, call)
+            if declined is None:
+                return False
+            why = declined.why
+        self._by_reference(node, captured, kinds if settled else [None] * len(node.outputs), why)
+        return not settled
+
+    def _take_branch(self, node: Node) -> bool:
+        """Plan the nodes of the branch that a known condition picks; True where they end the stage."""
+        condition = np.asarray(self.known[node.inputs[0]])
+        if condition.size != 1:
+            raise ShapeError(f"{node.label}: the condition must have one element, it has shape {condition.shape}")
+        graph = node.attrs["then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"]
+        nodes, consts = inline_branch(node, graph)
+        mark = len(self.steps)
+        for name, value in consts.items():
+            self.set_known(name, value)
+        for inner in nodes:
+            if self.visit(inner):  # a stage cannot end inside a branch: run the If itself by reference
+                del self.steps[mark:]
+                for name in node.outputs:
+                    self.where.pop(name, None)
+                captured = tuple(n for g in node.subgraphs for n in g.captured())
+                self._by_reference(node, captured, [None] * len(node.outputs), "result shape depends on data")
+                return True
+        return False
+
+    def _fold(self, op: Op, node: Node, captured: Sequence[str]) -> bool:
+        if any(n and n not in self.known for n in (*node.inputs, *captured)):
+            return False
+        values = [self.known[n] if n else None for n in node.inputs]
+        bound = {n: self.known[n] for n in captured}
+        if op.infer is not None and node.inputs:
+            kinds = self._infer(op, Call(node, [type_of_value(v) if v is not None else None for v in values], values,
+                                         self._infer_graph))  # fmt: skip
+            size = 0
+            for kind in kinds:
+                if isinstance(kind, TensorType) and kind.concrete:
+                    size += int(np.prod(kind.dims, dtype=np.int64)) * itemsize(kind.dtype)
+            if size > FOLD_LIMIT:
+                return False
+        results = op.call(Context(node, lambda graph, inputs: self.scope.run_graph(graph, inputs, bound)), values)
+        for name, value in zip(node.outputs, results):
+            self.set_known(name, value)
+        return True
+
+    def _infer(self, op: Op, call: Call) -> list[Type | None]:
+        count = len(call.node.outputs)
+        if op.infer is None:
+            return [None] * count
+        kinds = op.infer(call)
+        listed = list(kinds) if isinstance(kinds, list | tuple) else [kinds]
+        return (listed + [None] * count)[:count]  # type: ignore[return-value]
+
+    def _infer_graph(self, graph: Graph, types: Sequence[Type | None]) -> list[Type | None]:
+        from minifer.plan.types import infer_graph
+
+        return infer_graph(graph, types, self.types, self.known)
+
+    def _tensors_only(self, node: Node) -> bool:
+        kinds = [self.types.get(n) for n in (*node.inputs, *node.outputs) if n]
+        return all(
+            isinstance(k, TensorType) and k.dtype != "string" and not k.dtype.startswith("complex") for k in kinds
+        )
+
+    def _lower(self, op: Op, node: Node, call: Call) -> Declined | None:
+        outputs = [self.types[n] for n in node.outputs if n]
+        if all(isinstance(k, TensorType) and 0 in k.dims for k in outputs):  # nothing to compute
+            for name in filter(None, node.outputs):
+                kind = self.types[name]
+                assert isinstance(kind, TensorType)
+                self.where[name] = {PLAIN: Slot(self.temporary(0), kind.dtype, kind.dims)}
+            return None
+        if any(isinstance(k, TensorType) and 0 in k.dims for k in call.types if k is not None):
+            return Declined("an input is empty")
+        low = Lowering(self, node, call)
+        mark = len(self.steps)
+        assert op.lower is not None
+        result = op.lower(low)
+        if isinstance(result, Declined):
+            del self.steps[mark:]
+            return result
+        missing = [n for i, n in enumerate(low.outputs) if n and n not in low.written]
+        assert not missing, f"the lowering of {node.label} did not write {missing}"
+        self.done |= low.absorbed
+        for name, held in low.written.items():
+            self.where[name] = held
+        return None
+
+    def _by_reference(self, node: Node, captured: Sequence[str], kinds: Sequence[Type | None], why: str) -> None:
+        def source(name: str) -> Slot | str | None:
+            kind = self.types.get(name)
+            if not name:
+                return None
+            if name in self.known or not isinstance(kind, TensorType) or kind.dtype == "string":
+                return name
+            return self.slot(name)
+
+        inputs = tuple(source(n) for n in node.inputs)
+        known = {n: self.known[n] for n in (*node.inputs, *captured) if n in self.known}
+        bound = tuple((n, source(n)) for n in dict.fromkeys(captured) if n not in self.known)
+        buffers: list[Buffer | None] = []
+        for name, kind in zip(node.outputs, kinds):
+            buffer = None
+            if name and isinstance(kind, TensorType) and kind.dtype != "string":
+                buffer = self.new_array(int(np.prod(kind.dims, dtype=np.int64)) * itemsize(kind.dtype))
+                self.where[name] = {PLAIN: Slot(buffer, kind.dtype, kind.dims)}
+            buffers.append(buffer)
+        self.steps.append(
+            PythonStep(node, inputs, bound, known, node.outputs, tuple(kinds), tuple(buffers), why, self.index)  # type: ignore[arg-type]
+        )
+
+    # -- the finished stage -------------------------------------------------------------------------------
+
+    def finish(self, end: int, dynamic: bool) -> Plan:
+        """Choose what leaves the stage, place the arena, and freeze."""
+        last = self.steps[-1] if dynamic else None
+        outputs: list[tuple[str, Any]] = []
+        fresh: list[tuple[int, np.dtype, tuple[int, ...]]] = []
+        for name in self.local_types:
+            if self.scope.last_use(name) < end or name in self.known:
+                continue
+            kind = self.types[name]
+            if not isinstance(kind, TensorType) or kind.dtype == "string":
+                outputs.append((name, name))
+                continue
+            slot = self.slot(name)
+            buffer = slot.buffer
+            if buffer.kind == "arena" and slot.offset == 0 and slot.nbytes == buffer.nbytes:
+                buffer.kind, buffer.base = "array", self.bases
+                self.bases += 1
+                fresh.append((buffer.base, dtypes.to_numpy(slot.dtype), slot.shape))
+            outputs.append((name, slot))
+        if isinstance(last, PythonStep):
+            outputs += [(n, n) for n in last.outputs if n]
+        size = self._place([v for _, v in outputs if isinstance(v, Slot)])
+        return Plan(
+            tuple(self.steps), tuple(self.inputs.items()), tuple(outputs), tuple(fresh), self.bases, size,
+            self.local, self.local_types, self.consts, dynamic,
+        )  # fmt: skip
+
+    def _place(self, leaving: Sequence[Slot]) -> int:
+        """Give each arena buffer its offset; what leaves the stage from the arena lives to its end."""
+        spans: dict[Buffer, list[int]] = {}
+        for i, step in enumerate(self.steps):
+            used: list[Any]
+            if isinstance(step, KernelStep):
+                used = [*step.reads, *step.writes]
+            else:
+                used = [*step.inputs, *(s for _, s in step.captured)]
+            for slot in used:
+                if isinstance(slot, Slot) and slot.buffer.kind == "arena":
+                    spans.setdefault(slot.buffer, [i, i])[1] = i
+        for slot in leaving:
+            if slot.buffer in spans:
+                spans[slot.buffer][1] = len(self.steps)
+        intervals = [(first, last, buffer.nbytes) for buffer, (first, last) in spans.items()]
+        offsets, size = arena.place(intervals)
+        for buffer, offset in zip(spans, offsets):
+            buffer.offset = offset
+        return size
+
+
+class Lowering:
+    """What the `lower` of one operator works with: its input slots, new output slots, scratch, and `call`.
+
+    Shapes are concrete. Kernels get slots for pointers and numbers for scalars. A lowering that returns
+    Declined leaves no trace. `absorb` lets it take over the node that alone reads its result (an activation, say).
+    """
+
+    def __init__(self, planner: Planner, node: Node, call: Call):
+        self.planner = planner
+        self.node = node
+        self._call = call
+        self.outputs = list(node.outputs)
+        self.written: dict[str, dict[str, Slot]] = {}
+        self.absorbed: set[int] = set()
+
+    # what the node says
+    def has(self, i: int) -> bool:
+        """True where input `i` is given."""
+        return self._call.has(i)
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute, or `default`."""
+        return self.node.attrs.get(name, default)
+
+    def value(self, i: int) -> Any:
+        """The value of input `i` where it is known while planning, else None."""
+        return self._call.value(i)
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        """ONNX shape of input `i`."""
+        return self._call.tensor(i).dims
+
+    def dtype(self, i: int) -> str:
+        """Element type of input `i`."""
+        return self._call.tensor(i).dtype
+
+    def wants(self, i: int) -> bool:
+        """True where output `i` is asked for."""
+        return i < len(self.outputs) and bool(self.outputs[i])
+
+    def out_type(self, i: int = 0) -> TensorType:
+        """Type of output `i`."""
+        kind = self.planner.types[self.outputs[i]]
+        assert isinstance(kind, TensorType)
+        return kind
+
+    def out_shape(self, i: int = 0) -> tuple[int, ...]:
+        """ONNX shape of output `i`."""
+        return self.out_type(i).dims
+
+    # memory
+    def input(self, i: int, layout: str = PLAIN) -> Slot:
+        """Input `i` in a layout (converted where it is held in another)."""
+        return self.planner.slot(self.node.inputs[i], layout)
+
+    def layouts(self, i: int) -> set[str]:
+        """The layouts in which input `i` lies in memory already."""
+        return set(self.planner.slots(self.node.inputs[i]))
+
+    def output(self, i: int = 0, layout: str = PLAIN) -> Slot:
+        """New memory for output `i`, to be written whole by the kernels called."""
+        kind = self.out_type(i)
+        shape = kind.dims
+        if layout == CHANNELS_LAST:
+            shape = (shape[0], *shape[2:], shape[1])
+        slot = Slot(self.planner.temporary(int(np.prod(shape, dtype=np.int64)) * itemsize(kind.dtype)), kind.dtype,
+                    shape, 0, layout)  # fmt: skip
+        self.written[self.outputs[i]] = {layout: slot}
+        return slot
+
+    def alias(self, slot: Slot, i: int = 0) -> None:
+        """Output `i` is this memory under the output's shape: a view, which costs nothing."""
+        shape = self.out_shape(i)
+        if slot.layout != PLAIN:
+            shape = (shape[0], *shape[2:], shape[1])
+        view = Slot(slot.buffer, self.out_type(i).dtype, shape, slot.offset, slot.layout)
+        self.written[self.outputs[i]] = {slot.layout: view}
+
+    def scratch(self, nbytes: int, dtype: str = "uint8") -> Slot:
+        """Memory that lives for the kernels of this node alone; `nbytes` bytes, viewed as `dtype`."""
+        return Slot(self.planner.temporary(nbytes), dtype, (nbytes // itemsize(dtype),))
+
+    def const(self, array: np.ndarray) -> Slot:
+        """A small constant table made for this call (strides, offsets)."""
+        return self.planner.const(np.asarray(array))
+
+    def pack(self, i: int, key: Any, make: Callable[[np.ndarray], np.ndarray]) -> Slot:
+        """`make(value of input i)` as a constant; made once per session and `key` where the input is a graph constant."""
+        name = self.node.inputs[i]
+        return self.planner.packed(name, (key, i), lambda: make(np.asarray(self.planner.known[name])))
+
+    def call(self, kernel: Any, *arguments: Any) -> None:
+        """Add a kernel call; arguments in the order of the kernel's parameters, without tid and nthreads."""
+        self.planner.emit(kernel, arguments, self.node)
+
+    # fusion
+    def follower(self, i: int = 0) -> tuple[int, Node] | None:
+        """The node that alone reads output `i`, where it may be absorbed; else None."""
+        scope, name = self.planner.scope, self.outputs[i]
+        uses = scope.uses.get(name, [])
+        if len(uses) != 1 or name in scope.graph.outputs or name not in self.planner.local_types:
+            return None
+        index = uses[0]
+        node = scope.nodes[index]
+        if index in self.planner.done or index in self.absorbed or index in scope.dynamic or node.subgraphs:
+            return None
+        return (index, node) if node.inputs.count(name) == 1 and len([n for n in node.outputs if n]) == 1 else None
+
+    def absorb(self, index: int, i: int = 0) -> None:
+        """Compute node `index` as well: output `i` becomes its first output. It must have the same type."""
+        node = self.planner.scope.nodes[index]
+        kind = self.planner.types[self.outputs[i]]
+        self.absorbed.add(index)
+        self.outputs[i] = node.outputs[0]
+        self.planner.set_type(node.outputs[0], kind)

@@ -1,0 +1,129 @@
+"""The plan: what runs, in which order, on which memory. All shapes are concrete.
+
+A plan is immutable and shared between threads. It names memory by (base, offset) pairs; a run brings its own
+bases: base 0 is address zero (constants carry absolute addresses), base 1 the arena, and each further base
+one array: an input, a value made by a Python step, or an output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minifer import dtypes
+from minifer.ir import Node, TensorType, Type
+
+PLAIN = "plain"  # row-major in the order of the ONNX dimensions
+CHANNELS_LAST = "channels_last"  # row-major with dimension 1 moved to the end: N, spatial..., C
+
+ABSOLUTE, ARENA, FIRST_ARRAY = 0, 1, 2  # base indices
+
+
+@dataclass(eq=False)
+class Buffer:
+    """A piece of memory: "const" (an array), "arena" (an offset is chosen later) or "array" (a base of its own)."""
+
+    kind: str
+    nbytes: int
+    array: np.ndarray | None = None  # const only
+    base: int = -1  # array only: index into the bases of a run
+    offset: int = 0  # arena only, set by the arena
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """A tensor in a buffer: contiguous, `offset` bytes in, with the shape as it lies in memory."""
+
+    buffer: Buffer
+    dtype: str
+    shape: tuple[int, ...]  # in memory order (channels last: N, spatial..., C)
+    offset: int = 0
+    layout: str = PLAIN
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes in memory."""
+        return self.size * itemsize(self.dtype)
+
+    def view(self, shape: tuple[int, ...], offset: int = 0, dtype: str | None = None) -> Slot:
+        """The same memory under another shape, `offset` bytes further in."""
+        return Slot(self.buffer, dtype or self.dtype, shape, self.offset + offset, PLAIN)
+
+    def address(self) -> tuple[int, int]:
+        """(base, offset) as they stand in an argument record."""
+        if self.buffer.kind == "const":
+            assert self.buffer.array is not None
+            return ABSOLUTE, self.buffer.array.ctypes.data + self.offset
+        if self.buffer.kind == "arena":
+            return ARENA, self.buffer.offset + self.offset
+        return self.buffer.base, self.offset
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes per element in memory (sub-byte types are held one a byte)."""
+    return max(1, dtypes.bits(dtype) // 8)
+
+
+@dataclass(frozen=True, eq=False)
+class KernelStep:
+    """One native kernel call. `arguments` in parameter order: Slot (or None) for pointers, numbers for scalars."""
+
+    kernel: Any  # KernelSpec
+    arguments: tuple[Any, ...]
+    node: Node
+    reads: tuple[Slot, ...]
+    writes: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PythonStep:
+    """One operator run by its reference. Inputs are Slots, or names of values that live as Python objects."""
+
+    node: Node
+    inputs: tuple[Slot | str | None, ...]
+    captured: tuple[tuple[str, Slot | str], ...]  # what its subgraphs read of this graph
+    known: dict[str, Any]  # captured values that are known before the run
+    outputs: tuple[str, ...]  # names of the results, "" where not asked for
+    types: tuple[Type | None, ...]  # their types as planned; None where only the run tells
+    buffers: tuple[Buffer | None, ...]  # array buffers that the tensor results become
+    why: str = ""  # why no kernel runs here
+    index: int = 0  # of the node in its graph
+
+
+Step = KernelStep | PythonStep
+
+
+@dataclass(eq=False)
+class Plan:
+    """One stage. `inputs` names what it needs, `outputs` what later stages and the caller get from it."""
+
+    steps: tuple[Step, ...] = ()
+    inputs: tuple[tuple[str, int], ...] = ()  # (name, base)
+    outputs: tuple[tuple[str, Any], ...] = ()  # (name, Slot | object name)
+    fresh: tuple[tuple[int, np.dtype, tuple[int, ...]], ...] = ()  # output arrays to allocate: base, dtype, shape
+    bases: int = FIRST_ARRAY
+    arena_bytes: int = 0
+    known: dict[str, Any] = field(default_factory=dict)  # values found while planning
+    types: dict[str, Type] = field(default_factory=dict)
+    consts: list[np.ndarray] = field(default_factory=list)  # keeps alive what records point to
+    dynamic: bool = False  # ends with a step whose result types only the run tells
+
+    def native_steps(self) -> int:
+        """How many steps run as kernels."""
+        return sum(isinstance(s, KernelStep) for s in self.steps)
+
+    def python_steps(self) -> list[PythonStep]:
+        """The steps that run by reference."""
+        return [s for s in self.steps if isinstance(s, PythonStep)]
+
+
+def tensor(slot: Slot) -> TensorType:
+    """The type of what lies in a slot, in memory order."""
+    return TensorType(slot.dtype, slot.shape)

@@ -1,0 +1,81 @@
+"""Types of every value of a graph, as far as they are known before a run (symbols kept)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minifer.ir import Graph, Type, type_of_value
+from minifer.ops import registry
+from minifer.ops.registry import Call, Context
+
+SMALL = 4096  # elements: larger values are not followed while inferring
+
+
+def infer_types(
+    graph: Graph, types: Mapping[str, Type], known: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Type], dict[str, Any]]:
+    """Types and known values of all names of a graph, from those of its inputs and of outer names.
+
+    Raises ShapeError where a node's inputs cannot fit it. A value of unknown type is left out.
+    """
+    types = dict(types)
+    values = dict(known or {})
+    for name, value in graph.consts.items():
+        if name not in graph.inputs:
+            types[name] = type_of_value(value)
+            values[name] = value
+    for node in graph.nodes:
+        op = registry.select(node)
+        if op is None:
+            continue
+        inputs = [values.get(n) if n else None for n in node.inputs]
+        call = Call(
+            node,
+            [types.get(n) if n else None for n in node.inputs],
+            inputs,
+            lambda sub, kinds: infer_graph(sub, kinds, types, values),
+        )
+        if op.known is not None and (value := op.known(call)) is not None:
+            values[node.outputs[0]] = value
+            types[node.outputs[0]] = type_of_value(value)
+            continue
+        complete = all(v is not None for v, n in zip(inputs, node.inputs) if n)
+        if complete and op.deterministic and not node.subgraphs and all(_small(v) for v in inputs if v is not None):
+            results = op.call(Context(node, lambda sub, args: []), inputs)
+            for name, value in zip(node.outputs, results):
+                if name and value is not None:
+                    types[name] = type_of_value(value)
+                    if _small(value):
+                        values[name] = value
+            continue
+        kinds = op.infer(call) if op.infer is not None else None
+        listed = kinds if isinstance(kinds, list | tuple) else [kinds]
+        for name, kind in zip(node.outputs, listed):
+            if name and kind is not None:
+                types[name] = kind
+            elif name and name in graph.types:
+                types[name] = graph.types[name]
+    return types, values
+
+
+def infer_graph(
+    graph: Graph, inputs: Sequence[Type | None], outer: Mapping[str, Type], known: Mapping[str, Any]
+) -> list[Type | None]:
+    """Output types of a subgraph from the types of its inputs and of the outer names that it reads."""
+    types = dict(outer)
+    for name, kind in zip(graph.inputs, inputs):
+        declared = graph.types.get(name)
+        chosen = kind if kind is not None else declared
+        if chosen is not None:
+            types[name] = chosen
+        else:
+            types.pop(name, None)
+    found, _ = infer_types(graph, types, {k: v for k, v in known.items() if k not in graph.inputs})
+    return [found.get(n, graph.types.get(n)) for n in graph.outputs]
+
+
+def _small(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic) and value.size <= SMALL

@@ -1,0 +1,113 @@
+"""The worker threads, one set per process and thread count.
+
+Workers are daemon threads that spend their lives inside one native call (`serve`), without the interpreter lock.
+Each spins briefly after its last work, then sleeps on a lock: an idle process takes no CPU. The mailboxes are never
+freed, because a worker may still look at its own while the interpreter shuts down.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+
+import numpy as np
+
+from minifer.codegen import library
+from minifer.kernels import runner
+
+#: turns of the spin loop (tens of nanoseconds each) before a worker sleeps
+SPINS = int(os.environ.get("MINIFER_SPIN", "40000"))
+#: turns to wait for a worker that is just waking
+PATIENCE = 8000
+
+_WORD = ctypes.c_int64
+_immortal: list[np.ndarray] = []
+
+
+def give_way_address() -> int:
+    """Address of a C function that yields the core (sched_yield), 0 where there is none."""
+    try:
+        if sys.platform == "win32":
+            return ctypes.cast(ctypes.windll.kernel32.SwitchToThread, ctypes.c_void_p).value or 0
+        return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        return 0
+
+
+class Pool:
+    """Runs tables of kernel calls on the calling thread and up to `threads - 1` workers."""
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        workers = threads - 1
+        raw = np.zeros((workers + 2) * runner.BOX_WORDS, np.int64)
+        start = -raw.ctypes.data % 64 // 8
+        self.boxes = raw[start : start + max(workers, 1) * runner.BOX_WORDS].reshape(-1, runner.BOX_WORDS)
+        _immortal.append(raw)
+        self._states = self.boxes[:workers, runner.STATE]
+        self._address = self.boxes.ctypes.data
+        self._give_way = give_way_address()
+        self._locks = [threading.Lock() for _ in range(workers)]
+        self._wake = threading.Lock()
+        self._started = False
+        self._launch = ctypes.CFUNCTYPE(_WORD, *[_WORD] * 6)(library.address_of_native(runner.launch))
+
+    def _start(self) -> None:
+        serve = ctypes.CFUNCTYPE(_WORD, *[_WORD] * 3)(library.address_of_native(runner.serve))
+        for w, lock in enumerate(self._locks):
+            lock.acquire()
+            thread = threading.Thread(target=self._work, args=(w, serve), name=f"minifer-{w + 1}", daemon=True)
+            thread.start()
+        self._started = True
+
+    def _work(self, w: int, serve) -> None:
+        box = self._address + w * runner.BOX_WORDS * 8
+        while True:
+            self._locks[w].acquire()
+            self._states[w] = runner.IDLE
+            if serve(box, SPINS, self._give_way):
+                return
+
+    def wake(self) -> None:
+        """Wake the workers that sleep."""
+        with self._wake:
+            if not self._started:
+                self._start()
+            for w in range(len(self._locks)):
+                if self._states[w] == runner.ASLEEP:
+                    self._states[w] = runner.WAKING
+                    self._locks[w].release()
+
+    def run(self, block: np.ndarray, address: int, threads: int) -> int:
+        """Run the table named in a run block; returns 0, or the first status that a kernel returned."""
+        helpers = min(threads, self.threads) - 1
+        if helpers > 0 and not self._states.all():
+            self.wake()
+        block[runner.STATUS] = block[runner.ARRIVED] = block[runner.FINISHED] = 0
+        return self._launch(address, self._address, self.threads - 1, helpers, PATIENCE, self._give_way)
+
+
+_pools: dict[int, Pool] = {}
+_lock = threading.Lock()
+
+
+def pool(threads: int) -> Pool:
+    """The process's pool for a thread count."""
+    found = _pools.get(threads)
+    if found is None:
+        with _lock:
+            found = _pools.setdefault(threads, Pool(threads))
+    return found
+
+
+def _forget() -> None:
+    """In a forked child the workers do not exist: start anew."""
+    global _lock
+    _lock = threading.Lock()
+    _pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

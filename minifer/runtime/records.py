@@ -1,0 +1,118 @@
+"""From plan steps to the tables that the native runner walks."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minifer.kernels import runner
+from minifer.plan.plan import ABSOLUTE, KernelStep, Plan, PythonStep, Slot
+
+#: bytes touched below which one thread is quicker than waking another
+SMALL_WORK = 1 << 16
+
+
+@dataclass(eq=False)
+class Table:
+    """Consecutive kernel steps as one table for the runner."""
+
+    steps: tuple[KernelStep, ...]
+    words: np.ndarray  # int64[steps, 4]
+    arguments: np.ndarray  # int64, all argument records
+    small: bool
+
+    def run(self, bases: np.ndarray, threads: int, only: int | None = None) -> tuple[int, int] | None:
+        """Run the table (or one step of it); returns None, or (step number, status) of the first refusal."""
+        block = np.zeros(runner.RUN_WORDS + 8, np.int64)
+        start = -block.ctypes.data % 64 // 8
+        block = block[start : start + runner.RUN_WORDS]
+        first = 0 if only is None else only
+        block[runner.TABLE] = self.words.ctypes.data + first * runner.RECORD_WORDS * 8
+        block[runner.RECORDS] = len(self.steps) if only is None else 1
+        block[runner.BASES] = bases.ctypes.data
+        from minifer.runtime.pool import pool
+
+        status = pool(threads).run(block, block.ctypes.data, 1 if self.small else threads)
+        return (int(block[runner.FAILED]), status) if status else None
+
+
+def build_tables(plan: Plan) -> list[Table | PythonStep]:
+    """The parts of a plan in order: a table for each run of kernel steps, Python steps between them."""
+    kernels = list(dict.fromkeys(s.kernel for s in plan.steps if isinstance(s, KernelStep)))
+    if kernels:
+        from minifer.codegen import library
+
+        library.ensure(kernels)
+    parts: list[Table | PythonStep] = []
+    pending: list[KernelStep] = []
+    for step in plan.steps:
+        if isinstance(step, KernelStep):
+            pending.append(step)
+            continue
+        if pending:
+            parts.append(_table(pending))
+            pending = []
+        parts.append(step)
+    if pending:
+        parts.append(_table(pending))
+    return parts
+
+
+def _table(steps: Sequence[KernelStep]) -> Table:
+    from minifer.codegen import library
+
+    records = [_record(step) for step in steps]
+    arguments = np.array([w for r in records for w in r], np.int64)
+    starts = np.cumsum([0] + [len(r) for r in records])[:-1]
+    flags = barriers(steps)
+    words = np.zeros((len(steps), runner.RECORD_WORDS), np.int64)
+    for i, step in enumerate(steps):
+        words[i] = (library.address(step.kernel), arguments.ctypes.data + 8 * int(starts[i]), flags[i], i)
+    touched = sum(s.nbytes for step in steps for s in (*step.reads, *step.writes))
+    return Table(tuple(steps), words, arguments, touched < SMALL_WORK)
+
+
+def _record(step: KernelStep) -> list[int]:
+    words: list[int] = []
+    for parameter, value in zip(step.kernel.parameters, step.arguments):
+        if parameter.is_pointer:
+            words += value.address() if isinstance(value, Slot) else (ABSOLUTE, 0)
+        elif parameter.type.integer:
+            words.append(int(value))
+        else:
+            words.append(struct.unpack("<q", struct.pack("<d", float(value)))[0])
+    return words
+
+
+def barriers(steps: Sequence[KernelStep]) -> list[int]:
+    """1 for each step that must wait: it reads what a step since the last barrier wrote, or writes what one touched."""
+    flags = []
+    read: dict[Any, list[tuple[int, int]]] = {}
+    written: dict[Any, list[tuple[int, int]]] = {}
+    for step in steps:
+        reads = [_extent(s) for s in step.reads if s.buffer.kind != "const"]
+        writes = [_extent(s) for s in step.writes]
+        wait = any(_meets(written, e) for e in (*reads, *writes)) or any(_meets(read, e) for e in writes)
+        flags.append(int(wait))
+        if wait:
+            read.clear()
+            written.clear()
+        for key, low, high in reads:
+            read.setdefault(key, []).append((low, high))
+        for key, low, high in writes:
+            written.setdefault(key, []).append((low, high))
+    return flags
+
+
+def _extent(slot: Slot) -> tuple[int, int, int]:
+    base, offset = slot.address()
+    return base, offset, offset + slot.nbytes
+
+
+def _meets(table: dict[Any, list[tuple[int, int]]], extent: tuple[int, int, int]) -> bool:
+    base, low, high = extent
+    return any(low < h and l < high for l, h in table.get(base, ()))

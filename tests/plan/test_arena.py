@@ -1,0 +1,39 @@
+"""The arena: what lives at the same time never overlaps."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minifer.plan import arena
+
+intervals = st.lists(
+    st.tuples(st.integers(0, 40), st.integers(0, 12), st.integers(0, 5000)).map(lambda t: (t[0], t[0] + t[1], t[2])),
+    max_size=40,
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(intervals)
+def test_no_two_live_buffers_overlap(spans):
+    offsets, size = arena.place(spans)
+    placed = [(o, o + max(n, 1), f, l) for o, (f, l, n) in zip(offsets, spans)]
+    for i, (low, high, first, last) in enumerate(placed):
+        assert low % arena.ALIGNMENT == 0
+        assert low + spans[i][2] <= size
+        for other_low, other_high, other_first, other_last in placed[:i]:
+            if first <= other_last and other_first <= last and high - low > 1 and other_high - other_low > 1:
+                assert high <= other_low or other_high <= low
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(intervals)
+def test_arena_is_no_smaller_than_the_lower_bound(spans):
+    _, size = arena.place(spans)
+    assert size >= arena.lower_bound(spans)
+
+
+def test_chain_needs_two_buffers():
+    """a -> b -> c -> d of equal size: two places suffice."""
+    spans = [(i, i + 1, 1024) for i in range(10)]
+    assert arena.place(spans)[1] == 2048 == arena.lower_bound(spans)
