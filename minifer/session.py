@@ -16,6 +16,7 @@ from minifer.ir import Dim, Graph, MapType, Model, OptionalType, SequenceType, S
 from minifer.onnx_io import read_model
 from minifer.ops import registry
 from minifer.passes import optimise
+from minifer.plan.plan import Plan
 from minifer.runtime import kernels_available
 from minifer.runtime.execute import Executor, Limits, Settings
 
@@ -117,6 +118,11 @@ class Session:
         if double:
             raise InputError(f"input {', '.join(sorted(double))} was given by position and by name")
         return self.run({**feeds, **named})
+
+    def plan(self, feeds: Mapping[str, Any]) -> Plan:
+        """The plan of the first stage for inputs of these types and shapes; made and kept, not run."""
+        values = self._checked(feeds)
+        return self._executor(values).stage_for(values).plan
 
     def _executor(self, values: Mapping[str, Any]) -> Executor:
         overridden = frozenset(n for n in values if n in self.graph.consts)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import re
 import types as python_types
 from collections.abc import Callable, Sequence
@@ -116,6 +117,12 @@ class FunctionValue:
     """What stands for a function in a body that is being compiled."""
 
     name: str
+    _serials = itertools.count()
+
+    @functools.cached_property
+    def serial(self) -> int:
+        """A number of its own: Numba keeps types by key for longer than we keep values."""
+        return next(self._serials)
 
     def resolve(self, context: Context, arguments: tuple):
         """(result type, argument types, emit(builder, values)) for these argument types, or None."""
@@ -156,7 +163,7 @@ class HelperValue(FunctionValue):
         description, library = self.compiled[arguments]
 
         def emit(builder, values):
-            context.add_linking_libs(builder, [library])
+            context.add_linking_libs([library])
             signature = typing.signature(description.restype, *description.argtypes)
             _, result = context.call_internal_no_propagate(builder, description, signature, values)
             return result
@@ -169,7 +176,7 @@ class FunctionType(types.Callable, types.Dummy):
 
     def __init__(self, value: FunctionValue):
         self.value = value
-        super().__init__(f"function({value.name}, {id(value)})")
+        super().__init__(f"function({value.name}, {value.serial})")
 
     def get_call_type(self, context, args, kws):
         if kws:
@@ -188,7 +195,7 @@ class FunctionType(types.Callable, types.Dummy):
 
     @property
     def key(self):
-        return id(self.value)
+        return self.value.serial
 
 
 register_model(FunctionType)(models.OpaqueModel)
@@ -197,7 +204,6 @@ register_model(FunctionType)(models.OpaqueModel)
 @typeof_impl.register(FunctionValue)
 def _typeof_function(value, context):
     return FunctionType(value)
-
 
 
 

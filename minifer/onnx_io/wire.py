@@ -13,7 +13,7 @@ checked before use, nesting and the number of messages are bounded, and every fa
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, ClassVar
 
@@ -32,7 +32,7 @@ MAX_BYTES = 2**31 - 1  # the largest message that protobuf readers accept
 class Message:
     """A decoded message. Fields are attributes; one that the file does not hold reads as its default."""
 
-    fields: ClassVar[list[Field]] = []
+    by_name: ClassVar[dict[str, Field]] = {}
     by_key: ClassVar[dict[int, Field]] = {}
     numbers: ClassVar[dict[int, str]] = {}
     shared: ClassVar[bool] = False  # equal ones may be one object
@@ -51,13 +51,14 @@ class Message:
 class Field:
     """One way in which a field can stand in a file. A repeated number has two: alone, or packed with others."""
 
-    __slots__ = ("kind", "message", "name", "number", "read", "repeated", "spread", "wire")
+    __slots__ = ("head", "kind", "message", "name", "number", "read", "repeated", "spread", "wire")
 
     def __init__(self, number: int, name: str, kind: str, wire: int, repeated: bool, spread: bool = False):
         self.number, self.name, self.kind, self.wire, self.repeated = number, name, kind, wire, repeated
         self.spread = spread  # one occurrence holds many values
         self.message: Any = None  # the class, where the value is a message
         self.read: Callable[..., Any] | None = None
+        self.head = b""  # the key, encoded
 
 
 def _signed64(value: int) -> int:
@@ -116,7 +117,7 @@ def message_types(table: str) -> dict[str, type[Message]]:
     kinds: dict[str, type[Message]] = {}
     for block in table.strip().split("\n\n"):
         name, *flags = block.split("\n")[0].split()
-        kinds[name] = type(name, (Message,), {"fields": [], "by_key": {}, "numbers": {}, "shared": "shared" in flags})
+        kinds[name] = type(name, (Message,), {"by_name": {}, "by_key": {}, "numbers": {}, "shared": "shared" in flags})
     for block in table.strip().split("\n\n"):
         head, *lines = block.split("\n")
         for line in lines:
@@ -144,8 +145,9 @@ def _add_field(kinds: dict, owner: type[Message], number: str, name: str, kind: 
         if repeated and wire != LENGTH:  # numbers may come packed
             ways.append(Field(n, name, kind, LENGTH, True, spread=True))
             ways[1].read = _packed({"int64": "int64", "int32": "int32", "float": "float32"}[kind])
-    owner.fields.append(ways[0])
+    owner.by_name[name] = ways[0]
     for way in ways:
+        way.head = encode_varint(n << 3 | way.wire)
         owner.by_key[n << 3 | way.wire] = way
     setattr(owner, name, () if repeated else default)
 
@@ -271,7 +273,7 @@ class _Decoder:
             raise ModelError(
                 f"byte {start}: field {number} of wire type {WIRE_NAMES[wire]} in {kind.__name__}; the file is corrupt"
             )
-        if any(field.number == number for field in kind.fields):
+        if any(field.number == number for field in kind.by_name.values()):
             raise ModelError(
                 f"byte {start}: {kind.__name__}.{kind.numbers[number]} is stored as {WIRE_NAMES[wire]}, "
                 "which is no way to store it; the file is corrupt"
@@ -342,9 +344,14 @@ def _varints(raw: np.ndarray) -> np.ndarray:
 
 # ---- writing
 
+_ONE_BYTE = [bytes([value]) for value in range(0x80)]
+SMALL = 1024  # bytes up to which a copy is cheaper than a list entry
+
 
 def encode_varint(value: int) -> bytes:
     """An integer of -2**63 to 2**64-1 as a varint."""
+    if 0 <= value < 0x80:
+        return _ONE_BYTE[value]
     value &= 0xFFFFFFFFFFFFFFFF
     out = bytearray()
     while value > 0x7F:
@@ -360,30 +367,37 @@ def encode(message: Message) -> tuple[list[Any], int]:
     Views of weights are put in the list as they are, so nothing big is copied here.
     """
     parts: list[Any] = []
+    return parts, _encode(message, parts)
+
+
+def _encode(message: Message, parts: list[Any]) -> int:
     total = 0
-    for field in message.fields:
-        if not message.has(field.name):
-            continue
-        value = getattr(message, field.name)
+    for name, value in message.__dict__.items():
+        field = message.by_name[name]
         for item in value if field.repeated else (value,):
-            head = encode_varint(field.number << 3 | field.wire)
-            body: Sequence[Any]
+            if field.message is not None:
+                at = len(parts)
+                parts.append(b"")  # the head, known when the size is
+                size = _encode(item, parts)
+                head = parts[at] = field.head + encode_varint(size)
+                total += len(head) + size
+                continue
+            body: Any = b""
             if field.wire == LENGTH:
-                if field.message is not None:
-                    body, size = encode(item)
-                else:
-                    raw = item.encode("utf-8", "surrogateescape") if isinstance(item, str) else item
-                    body, size = [raw], len(raw)
-                head += encode_varint(size)
-            elif field.wire == VARINT:
-                body, size = [encode_varint(item)], 0
-                size = len(body[0])
+                body = _utf8(item) if isinstance(item, str) else item
+                head = field.head + encode_varint(len(body))
             else:
-                body, size = [struct.pack("<f", item)], 4
-            if size:
-                parts.append(head)
-                parts.extend(body)
+                head = field.head + (encode_varint(item) if field.wire == VARINT else struct.pack("<f", item))
+            if len(body) > SMALL:
+                parts += [head, body]
             else:
-                parts.append(head)
-            total += len(head) + size
-    return parts, total
+                parts.append(head + bytes(body))
+            total += len(head) + len(body)
+    return total
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ModelError(f"the name {text!r} cannot be written as UTF-8") from None

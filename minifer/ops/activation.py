@@ -119,7 +119,8 @@ def _thresholded_relu(x, *, alpha=1.0):
 
 def _relu(x):
     require(x, NUMBERS)
-    return narrow(np.maximum(widen(x), 0), x.dtype)
+    wide = widen(x)
+    return narrow(np.maximum(wide, wide.dtype.type(0)), x.dtype)
 
 
 def _shrink(x, *, bias=0.0, lambd=0.5):

@@ -140,7 +140,7 @@ def _integer_power(x, y):
         result = np.where(exponent & np.uint64(1), result * square, result).astype(x.dtype)
         square = square * square
         exponent = exponent >> np.uint64(1)
-    return np.where(negative & (np.abs(x) != 1), 0, result)
+    return np.where(negative & (np.abs(x) != 1), result.dtype.type(0), result)
 
 
 def _pow(x, y):

@@ -63,11 +63,12 @@ def _bit_shift(x, y, *, direction):
     if direction not in ("LEFT", "RIGHT"):
         raise InputError(f"direction is {direction!r}; it must be 'LEFT' or 'RIGHT'")
     bits = x.dtype.itemsize * 8
+    zero = np.zeros((), x.dtype)
     outside = (y < 0) | (y >= bits)
-    amount = np.where(outside, 0, y).astype(x.dtype)
+    amount = np.where(outside, zero, y)
     if direction == "LEFT":
-        return narrow(np.where(outside, 0, np.left_shift(x, amount)), x.dtype)
-    sign = -(x < 0).astype(np.int8)  # what is left when all bits are shifted out
+        return narrow(np.where(outside, zero, np.left_shift(x, amount)), x.dtype)
+    sign = np.where(x < 0, ~zero, zero)  # what is left when all bits are shifted out
     return narrow(np.where(outside, sign, np.right_shift(x, amount)), x.dtype)
 
 

@@ -29,8 +29,8 @@ Program = list[Instruction]
 
 _LAST = sys.maxunicode
 _MOST_REPEATS = 1000
-_MOST_INSTRUCTIONS = 100_000
-_MOST_STATES = 10_000
+_MOST_INSTRUCTIONS = 20_000
+_MOST_REMEMBERED = 500_000  # positions in all remembered states together
 
 
 # ---------------------------------------------------------------------------------------------- character classes
@@ -70,9 +70,7 @@ _POSIX = {
     "print": _span(" ~"), "punct": _span("!/", ":@", "[`", "{~"), "space": _span("\t\r", "  "), "upper": _span("AZ"),
     "word": _WORD, "xdigit": _span("09", "AF", "af"),
 }  # fmt: skip
-_CATEGORIES = frozenset(
-    "C Cc Cf Co Cs L Ll Lm Lo Lt Lu M Mc Me Mn N Nd Nl No P Pc Pd Pe Pf Pi Po Ps S Sc Sk Sm So Z Zl Zp Zs".split()
-)
+_CATEGORIES = {"C": "cfos", "L": "lmotu", "M": "cen", "N": "dlo", "P": "cdefios", "S": "ckmo", "Z": "lps"}
 
 
 @functools.cache
@@ -188,12 +186,13 @@ class _Reader:
             self.piece()
         if len(self.groups) > 1:
             self.fail("a closing bracket ) is missing")
-        return self.limited(self.groups[0].program())
-
-    def limited(self, program: Program) -> Program:
-        if len(program) > _MOST_INSTRUCTIONS:
-            self.fail(f"the pattern is too large: over {_MOST_INSTRUCTIONS} instructions")
+        program = self.groups[0].program()
+        self.limit(len(program))
         return program
+
+    def limit(self, size: int) -> None:
+        if size > _MOST_INSTRUCTIONS:
+            self.fail(f"the pattern is too large: over {_MOST_INSTRUCTIONS} instructions")
 
     def piece(self) -> None:
         """Read one piece: a character, class, assertion, bracket, or the repetition of the piece before."""
@@ -260,8 +259,7 @@ class _Reader:
                 on, any_flag = False, False
             elif char in ":)" and any_flag:
                 self.flags = frozenset(flags)
-                if char == ")":
-                    self.groups[-1].can_repeat = False
+                self.groups[-1].can_repeat = True
                 return char == ":"
             else:
                 self.fail(f"(?{char} is no bracket that RE2 knows (it has no look-around and no conditions)")
@@ -270,7 +268,8 @@ class _Reader:
         if len(self.groups) == 1:
             self.fail("there is a closing bracket ) too many")
         group = self.groups.pop()
-        program = self.limited(group.program())
+        program = group.program()
+        self.limit(len(program))
         self.flags = group.flags
         self.groups[-1].add(program, group.most)
 
@@ -300,7 +299,8 @@ class _Reader:
             inside *= max(low, high or 0, 1)
             if inside > _MOST_REPEATS:
                 self.fail(f"nested repetitions multiply to {inside}, and {_MOST_REPEATS} is the most")
-        group.add(self.limited(_repeated(piece, low, high)), inside)
+        self.limit((len(piece) + 1) * max(low, high or 0))
+        group.add(_repeated(piece, low, high), inside)
         group.can_repeat = False
 
     # -- classes and escapes
@@ -347,7 +347,7 @@ class _Reader:
             name, negative = name[1:], not negative
         if name == "Any":
             ranges: Ranges = ((0, _LAST),)
-        elif name in _CATEGORIES:
+        elif name and name[0] in _CATEGORIES and (name[1:] == "" or name[1:] in tuple(_CATEGORIES[name[0]])):
             ranges = self.cased(_category(name))
         else:
             raise UnsupportedError(
@@ -461,13 +461,16 @@ class Matcher:
         self._forget()
 
     def _forget(self) -> None:
+        self._remembered = 0
         self._states: dict[tuple[frozenset[int], str], _State] = {}
         self._start = self._state(frozenset((0,)), "edge")
 
     def _state(self, positions: frozenset[int], before: str) -> _State:
-        if len(self._states) > _MOST_STATES:
-            self._states = {}
-        return self._states.setdefault((positions, before), _State(positions, before))
+        state = self._states.get((positions, before))
+        if state is None:
+            self._remembered += len(positions) + 8
+            state = self._states.setdefault((positions, before), _State(positions, before))
+        return state
 
     def matches(self, text: str) -> bool:
         """True where all of `text` matches the pattern."""
@@ -478,9 +481,9 @@ class Matcher:
                 kind = classes[char] = bisect_right(self._edges, ord(char)) - 1
             following = state.next.get(kind)
             if following is None:
-                following = state.next[kind] = self._step(state, kind)
-                if len(self._states) > _MOST_STATES:
+                if self._remembered > _MOST_REMEMBERED:
                     self._forget()
+                following = state.next[kind] = self._step(state, kind)
             state = following
             if not state.positions:
                 return False

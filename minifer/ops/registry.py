@@ -28,6 +28,10 @@ import numpy as np
 from minifer.errors import InputError, MiniferError, ModelError, ShapeError
 from minifer.ir import Dim, Graph, Node, TensorType, Type, type_of_value
 
+# memory layouts that a lowering may ask for
+PLAIN = "plain"  # row-major in the order of the ONNX dimensions
+CHANNELS_LAST = "channels_last"  # row-major with dimension 1 moved to the end: N, spatial..., C
+
 
 @dataclass(frozen=True)
 class Declined:

@@ -281,7 +281,7 @@ def lstm(
             forget = 1 - i if input_forget else f(bound(forget + look_f * c))
             c = forget * c + i * g(bound(cell))
             o = f(bound(o + look_o * c))
-            return o * h_of(c), c
+            return o * h_of(c), c  # clip bounds what enters the gates, not the cell
 
         return step
 

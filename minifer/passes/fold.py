@@ -13,8 +13,8 @@ from minifer.ops import registry
 from minifer.ops.registry import Call, Context
 from minifer.passes.inline import inline_branch
 
-#: a node whose result is larger than this and much larger than its inputs (a broadcast of a scalar) stays in the graph
-LIMIT = 1 << 22
+#: a node whose result has more elements than this and is much larger than its inputs (a broadcast of a scalar) stays in the graph
+LIMIT = 1 << 27
 
 
 def fold_constants(graph: Graph) -> Graph:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minifer.plan.plan import CHANNELS_LAST, PLAIN, Slot
+from minifer.ops.registry import CHANNELS_LAST
+from minifer.plan.plan import Slot
 
 if TYPE_CHECKING:
     from minifer.plan.lower import Planner
@@ -38,5 +39,3 @@ def _product(dims: list[int]) -> int:
         out *= d
     return out
 
-
-__all__ = ["CHANNELS_LAST", "PLAIN", "convert"]

@@ -21,14 +21,12 @@ from minifer import dtypes
 from minifer.errors import ShapeError
 from minifer.ir import Graph, Node, TensorType, Type, type_of_value
 from minifer.ops import registry
-from minifer.ops.registry import Call, Context, Declined, Op
+from minifer.ops.registry import CHANNELS_LAST, PLAIN, Call, Context, Declined, Op
 from minifer.passes.inline import inline_branch
 from minifer.plan import arena
 from minifer.plan.layout import convert
 from minifer.plan.plan import (
-    CHANNELS_LAST,
     FIRST_ARRAY,
-    PLAIN,
     Buffer,
     KernelStep,
     Plan,
@@ -58,6 +56,7 @@ class Scope:
     nodes: tuple[Node, ...]
     run_graph: RunGraph
     native: bool = True
+    threads: int = 1  # the most that a run will use: sizes scratch that each thread has for itself
     packed: Packed = field(default_factory=Packed)
     dynamic: set[int] = field(default_factory=set)  # nodes whose types were planned wrongly once: ask the run
     uses: dict[str, list[int]] = field(default_factory=dict)
@@ -397,6 +396,7 @@ class Lowering:
     def __init__(self, planner: Planner, node: Node, call: Call):
         self.planner = planner
         self.node = node
+        self.threads = planner.scope.threads
         self._call = call
         self.outputs = list(node.outputs)
         self.written: dict[str, dict[str, Slot]] = {}
@@ -483,6 +483,12 @@ class Lowering:
         self.planner.emit(kernel, arguments, self.node)
 
     # fusion
+    def epilogue(self, channel_axis: int = 1, residual: bool = True) -> Any:
+        """Absorb a bias, residual and activation that follow output 0; returns a plan.epilogue.Epilogue."""
+        from minifer.plan.epilogue import take_epilogue
+
+        return take_epilogue(self, channel_axis, residual)
+
     def follower(self, i: int = 0) -> tuple[int, Node] | None:
         """The node that alone reads output `i`, where it may be absorbed; else None."""
         scope, name = self.planner.scope, self.outputs[i]

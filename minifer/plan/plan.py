@@ -14,9 +14,7 @@ import numpy as np
 
 from minifer import dtypes
 from minifer.ir import Node, TensorType, Type
-
-PLAIN = "plain"  # row-major in the order of the ONNX dimensions
-CHANNELS_LAST = "channels_last"  # row-major with dimension 1 moved to the end: N, spatial..., C
+from minifer.ops.registry import PLAIN
 
 ABSOLUTE, ARENA, FIRST_ARRAY = 0, 1, 2  # base indices
 

@@ -128,7 +128,7 @@ class Executor:
         self.graph = graph
         self.settings = settings
         self.known = {**(known or {}), **graph.consts}
-        self.scope = Scope(graph, graph.nodes, self._run_known, settings.native, Packed())
+        self.scope = Scope(graph, graph.nodes, self._run_known, settings.native, settings.threads, Packed())
         self.stages: OrderedDict[Any, Stage] = OrderedDict()
         self._lock = threading.RLock()
 

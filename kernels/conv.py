@@ -1,0 +1,310 @@
+"""Convolution on channels-last tensors: implicit GEMM, without ever writing the matrix of patches.
+
+A convolution is a matrix product: one row per output pixel, one column per output channel, and the inner
+dimension runs over taps and input channels (Chellapilla, Puri and Simard, "High Performance Convolutional Neural
+Networks for Document Processing", 2006). The patch matrix need not exist (Dukhan, "The Indirect
+Convolution Algorithm", 2019): its rows are runs of channels in the input, so a table holds, for each tap and output
+pixel, where its run begins, and the register tile reads its rows through the table. A tap that falls into the
+padding points at a row of zeros.
+
+Geometry: one to three spatial dimensions are all treated as three (depth, height, width). All tensors are float32.
+The numbers of a convolution come in a table of integers, indexed by the names below.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minifer.kernels.activation import CLAMP, activate
+from minifer.kernels.simd import (
+    MR,
+    NR,
+    address_of,
+    lanes,
+    rows_table,
+    share,
+    tile_add,
+    tile_bias,
+    tile_clamp,
+    tile_outer,
+    tile_outer4,
+    tile_store,
+    tile_zero,
+    vload,
+    vload_part,
+    vstore,
+    vstore_part,
+)
+from minifer.kernels.spec import f32, i64, kernel, ptr_f32, ptr_i64
+
+# indices into the geometry table
+BATCH, CHANNELS, FILTERS, GROUPS = 0, 1, 2, 3
+IN_D, IN_H, IN_W, OUT_D, OUT_H, OUT_W = 4, 5, 6, 7, 8, 9
+TAPS_D, TAPS_H, TAPS_W, STRIDE_D, STRIDE_H, STRIDE_W = 10, 11, 12, 13, 14, 15
+PAD_D, PAD_H, PAD_W, DILATION_D, DILATION_H, DILATION_W = 16, 17, 18, 19, 20, 21
+RUN = 22  # channels of one table entry: CHANNELS / GROUPS, or TAPS_W times that where a row of taps is contiguous
+BLOCK = 23  # output pixels of a block: the table holds BLOCK * taps entries
+GEOMETRY_WORDS = 24
+
+
+def geometry(
+    batch, channels, filters, groups, in_size, out_size, taps, strides, pads, dilations, *, merged=False
+) -> np.ndarray:
+    """The table for a convolution; spatial tuples have three entries (depth, height, width), pads are those at the begin.
+
+    `merged`: a row of taps is one run of memory (no padding and no dilation in width, one group).
+    """
+    run = channels // groups * (taps[2] if merged else 1)
+    entries = taps[0] * taps[1] * (1 if merged else taps[2])
+    block = max(24, min(96, (8192 // entries) // 24 * 24))
+    table = [batch, channels, filters, groups, *in_size, *out_size, *taps, *strides, *pads, *dilations, run, block]
+    return np.array(table, np.int64)
+
+
+def scratch_words(g: np.ndarray) -> int:
+    """Table entries (i64) that one thread needs."""
+    return int(g[BLOCK] * g[TAPS_D] * g[TAPS_H] * g[TAPS_W])
+
+
+def pack_weights(weight: np.ndarray, groups: int) -> np.ndarray:
+    """ONNX weights (filters, channels / groups, *taps) as panels (groups, panels, taps * channels / groups, NR).
+
+    A panel holds NR filters side by side, zero-filled; taps are in row-major order, channels innermost.
+    """
+    nr = int(NR)
+    filters = weight.shape[0] // groups
+    panels = -(-filters // nr)
+    by_tap = np.moveaxis(weight.reshape(groups, filters, weight.shape[1], -1), 2, 3)  # groups, filters, taps, channels
+    rows = by_tap.reshape(groups, filters, -1).transpose(0, 2, 1)
+    out = np.zeros((groups, rows.shape[1], panels * nr), np.float32)
+    out[:, :, :filters] = rows
+    return np.ascontiguousarray(out.reshape(groups, rows.shape[1], panels, nr).transpose(0, 2, 1, 3))
+
+
+def conv_reference(x, weight, bias, residual, y, zeros, table, g, code, first, second, has_bias, has_residual):
+    """The same by the definition, in float64."""
+    n, c, filters, groups = g[:4]
+    size, out, taps, stride, pad, dilation = (tuple(int(v) for v in g[i : i + 3]) for i in range(4, 22, 3))
+    cg, fg = c // groups, filters // groups
+    w = weight.reshape(groups, -1, weight.shape[2], NR).transpose(0, 2, 1, 3)
+    w = w.reshape(groups, *taps, cg, -1)[..., :fg].astype(np.float64)
+    source = x.reshape(n, *size, groups, cg).astype(np.float64)
+    result = np.zeros((n, *out, groups, fg))
+    magnitude = np.zeros_like(result)
+    for o in np.ndindex(*out):
+        for t in np.ndindex(*taps):
+            at = tuple(o[i] * stride[i] + t[i] * dilation[i] - pad[i] for i in range(3))
+            if all(0 <= at[i] < size[i] for i in range(3)):
+                pixel = source[(slice(None), *at)]
+                for k in range(groups):
+                    result[(slice(None), *o, k)] += pixel[:, k] @ w[(k, *t)]
+                    magnitude[(slice(None), *o, k)] += abs(pixel[:, k]) @ abs(w[(k, *t)])
+    result, magnitude = result.reshape(y.shape), magnitude.reshape(y.shape)
+    if has_bias:
+        result, magnitude = result + bias, magnitude + abs(bias)
+    if has_residual:
+        result, magnitude = result + residual, magnitude + abs(residual)
+    return {"y": (activation_reference(result, code, first, second), np.maximum(magnitude, 1))}
+
+
+def activation_reference(x, code, first, second):
+    """The activations that examples draw."""
+    return np.clip(x, first, second) if code == CLAMP else np.where(x < 0, x * first, x)
+
+
+def conv_example(rng, size):
+    groups = int(rng.integers(1, 3))
+    cg, fg = int(rng.integers(1, 3 + size)), int(rng.integers(1, 4 + 2 * size))
+    taps = [int(rng.integers(1, 4)) for _ in range(3)]
+    taps[0] = min(taps[0], 2)
+    stride, dilation = ([int(rng.integers(1, 3)) for _ in range(3)] for _ in range(2))
+    pad = [int(rng.integers(0, t)) for t in taps]
+    inside = [(t - 1) * d + 1 + int(rng.integers(0, 4)) for t, d in zip(taps, dilation)]
+    out = [(i + 2 * p - (t - 1) * d - 1) // s + 1 for i, p, t, d, s in zip(inside, pad, taps, dilation, stride)]
+    n = int(rng.integers(1, 3))
+    merged = bool(rng.integers(0, 2)) and groups == 1
+    if merged:
+        pad, dilation[2] = [0, 0, 0], 1
+        out = [(i - (t - 1) * d - 1) // s + 1 for i, t, d, s in zip(inside, taps, dilation, stride)]
+    g = geometry(n, groups * cg, groups * fg, groups, inside, out, taps, stride, pad, dilation, merged=merged)
+    shape = (n, *out, groups * fg)
+    weight = rng.standard_normal((groups * fg, cg, *taps)).astype("f")
+    return {
+        "x": rng.standard_normal((n, *inside, groups * cg)).astype("f"),
+        "weight": pack_weights(weight, groups),
+        "bias": rng.standard_normal(groups * fg).astype("f"),
+        "residual": rng.standard_normal(shape).astype("f"),
+        "y": np.full(shape, np.nan, "f"),
+        "zeros": np.zeros(int(g[RUN]), "f"),
+        "table": np.zeros(4 * scratch_words(g), np.int64),
+        "g": g,
+        "code": int(rng.integers(0, 2)),
+        "first": 0.25,
+        "second": 6.0,
+        "has_bias": int(rng.integers(0, 2)),
+        "has_residual": int(rng.integers(0, 2)),
+    }
+
+
+@kernel(reference=conv_reference, example=conv_example, outputs=("y", "table"), tolerance=2e-6)
+def conv(
+    x: ptr_f32, weight: ptr_f32, bias: ptr_f32, residual: ptr_f32, y: ptr_f32, zeros: ptr_f32, table: ptr_i64,
+    g: ptr_i64, code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64, tid: i64, nthreads: i64,
+):  # fmt: skip
+    """y = activate(conv(x, weight) + bias + residual).
+
+    x: (batch, depth, height, width, channels); weight: see pack_weights; bias: (filters,); residual and
+    y: (batch, out depth, out height, out width, filters); zeros: RUN zeros; table: scratch_words per thread.
+    2 * pixels * taps * channels / groups * filters FLOPs. Each result is one sum in the order taps, channels.
+    Error: (terms) * 2^-24 times the sum of absolute products at most; about its square root in practice.
+    Work is split over blocks of output pixels, or over panels of filters where there are few blocks.
+    """
+    groups, filters = g[GROUPS], g[FILTERS]
+    pixels = g[BATCH] * g[OUT_D] * g[OUT_H] * g[OUT_W]
+    run, block = g[RUN], g[BLOCK]
+    per_row = g[TAPS_W] if run * groups == g[CHANNELS] else 1
+    entries = g[TAPS_D] * g[TAPS_H] * per_row
+    of_group = filters // groups
+    panels = (of_group + NR - 1) // NR
+    blocks = (pixels + block - 1) // block
+    mine = table + tid * (block * g[TAPS_D] * g[TAPS_H] * g[TAPS_W])
+    nothing = (address_of(zeros) - address_of(x)) // 4
+    # few blocks: all threads walk all blocks and share the panels
+    by_block = blocks >= 2 * nthreads
+    block_from = share(blocks, tid, nthreads) if by_block else 0
+    block_to = share(blocks, tid + 1, nthreads) if by_block else blocks
+    panel_from = 0 if by_block else share(groups * panels, tid, nthreads)
+    panel_to = groups * panels if by_block else share(groups * panels, tid + 1, nthreads)
+    if panel_from == panel_to:
+        return
+    for at in range(block_from, block_to):
+        p0 = at * block
+        count = min(block, pixels - p0)
+        fill_table(mine, g, p0, count, per_row, nothing)
+        for q in range(panel_from, panel_to):
+            group, panel = q // panels, q % panels
+            n = min(NR, of_group - panel * NR)
+            column = group * of_group + panel * NR
+            b = weight + q * (entries * run * NR)
+            for i in range(0, count, MR):
+                m = min(MR, count - i)
+                acc = product(x + group * run, mine + i * entries, b, entries, run, m)
+                if has_bias != 0:
+                    acc = tile_bias(acc, bias + column, n)
+                corner = (p0 + i) * filters + column
+                if has_residual != 0:
+                    acc = tile_add(acc, residual + corner, filters, m, n)
+                if code == CLAMP:
+                    acc = tile_clamp(acc, first, second)
+                tile_store(y + corner, filters, acc, m, n)
+                if code != CLAMP:
+                    activate_rows(y + corner, filters, m, n, code, first, second)
+
+
+def product(x, table, b, entries, run, m):
+    """The register tile of m pixels by NR filters: the sum over table entries and their runs."""
+    acc = tile_zero()
+    whole = run // 4 * 4
+    for e in range(entries):
+        rows = rows_table(x, table + e * m, m)
+        for p in range(0, whole, 4):
+            acc = tile_outer4(acc, rows, p, b + p * NR)
+        for p in range(whole, run):
+            acc = tile_outer(acc, rows, p, b + p * NR)
+        b = b + run * NR
+    return acc
+
+
+def fill_table(table, g, p0, count, per_row, nothing):
+    """Where the run of each tap begins for the pixels p0 .. p0 + count, tile by tile: entries of m pixels each.
+
+    `nothing` is where the zeros lie, relative to the input.
+    """
+    width, height, depth = g[IN_W], g[IN_H], g[IN_D]
+    channels = g[CHANNELS]
+    entries = g[TAPS_D] * g[TAPS_H] * per_row
+    for i in range(count):
+        pixel = p0 + i
+        ow = pixel % g[OUT_W]
+        rest = pixel // g[OUT_W]
+        oh = rest % g[OUT_H]
+        rest = rest // g[OUT_H]
+        d0 = rest % g[OUT_D] * g[STRIDE_D] - g[PAD_D]
+        h0 = oh * g[STRIDE_H] - g[PAD_H]
+        w0 = ow * g[STRIDE_W] - g[PAD_W]
+        image = rest // g[OUT_D] * depth
+        tile = i // MR * MR
+        m = min(MR, count - tile)
+        at = table + (tile * entries + (i - tile))
+        for kd in range(g[TAPS_D]):
+            d = d0 + kd * g[DILATION_D]
+            for kh in range(g[TAPS_H]):
+                h = h0 + kh * g[DILATION_H]
+                line = ((image + d) * height + h) * width
+                inside = d >= 0 and d < depth and h >= 0 and h < height
+                for kw in range(per_row):
+                    w = w0 + kw * g[DILATION_W]
+                    at[0] = (line + w) * channels if inside and w >= 0 and w < width else nothing
+                    at = at + m
+
+
+def activate_rows(y, stride, m, n, code, first, second):
+    """Apply an activation to m rows of n columns in place."""
+    w = lanes(y)
+    for i in range(m):
+        row = y + i * stride
+        for j in range(0, n // w * w, w):
+            vstore(row, j, activate(vload(row, j), code, first, second))
+        j = n // w * w
+        if j < n:
+            vstore_part(row, j, activate(vload_part(row, j, n - j), code, first, second), n - j)
+
+
+def halo_reference(x, y, batch, channels, depth, height, width, to_d, to_h, to_w, pad_d, pad_h, pad_w, pixel, channel):
+    source = x.reshape(batch, depth, height, width, channels) if channel == 1 else np.moveaxis(
+        x.reshape(batch, channels, depth, height, width), 1, -1
+    )  # fmt: skip
+    out = np.zeros(y.shape)
+    out[:, pad_d : pad_d + depth, pad_h : pad_h + height, pad_w : pad_w + width] = source
+    return {"y": out}
+
+
+def halo_example(rng, size):
+    n, c, d, h, w, pd, ph, pw = (int(v) for v in rng.integers(1, 4, 8))
+    to = (d + pd, h + ph + 1, w + 2 * pw)
+    pixel, channel = (c, 1) if rng.integers(0, 2) else (1, d * h * w)
+    return {
+        "x": rng.standard_normal(n * c * d * h * w).astype("f"), "y": np.full((n, *to, c), np.nan, "f"),
+        "batch": n, "channels": c, "depth": d, "height": h, "width": w, "to_d": to[0], "to_h": to[1], "to_w": to[2],
+        "pad_d": pd, "pad_h": ph, "pad_w": pw, "pixel": pixel, "channel": channel,
+    }  # fmt: skip
+
+
+@kernel(reference=halo_reference, example=halo_example, outputs=("y",), tolerance=0)
+def halo(
+    x: ptr_f32, y: ptr_f32, batch: i64, channels: i64, depth: i64, height: i64, width: i64,
+    to_d: i64, to_h: i64, to_w: i64, pad_d: i64, pad_h: i64, pad_w: i64, pixel: i64, channel: i64,
+    tid: i64, nthreads: i64,
+):  # fmt: skip
+    """Copy x into the middle of zeros, channels last: y (batch, to_d, to_h, to_w, channels).
+
+    Neighbouring pixels of x lie `pixel` elements apart, channels `channel`. For few channels. Split over rows of y.
+    """
+    rows = batch * to_d * to_h
+    image = channels * depth * height * width
+    for row in range(share(rows, tid, nthreads), share(rows, tid + 1, nthreads)):
+        h = row % to_h - pad_h
+        rest = row // to_h
+        d = rest % to_d - pad_d
+        out = y + row * to_w * channels
+        inside = d >= 0 and d < depth and h >= 0 and h < height
+        source = x + (rest // to_d * image + (d * height + h) * width * pixel)
+        for i in range(0, pad_w * channels if inside else to_w * channels):
+            out[i] = f32(0)
+        if inside:
+            for c in range(channels):
+                target = out + (pad_w * channels + c)
+                for w in range(width):
+                    target[w * channels] = source[w * pixel + c * channel]
+            for i in range((pad_w + width) * channels, to_w * channels):
+                out[i] = f32(0)

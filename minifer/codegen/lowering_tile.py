@@ -1,0 +1,307 @@
+"""What the register tile of kernels/simd.py becomes in LLVM IR: an aggregate of vectors that stays in registers.
+
+Every primitive unrolls over the tile's rows and columns when it is lowered; the tile's shape is the target's.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import types
+
+from minifer.codegen.lowering import (
+    I32,
+    I64,
+    intrinsic,
+    is_integer,
+    is_number,
+    load_part,
+    load_vector,
+    lowers,
+    splat,
+    store_part,
+    store_vector,
+)
+from minifer.codegen.numba_bridge import PointerType, RowsType, TileType, VectorType
+from minifer.kernels import simd
+
+F32 = types.float32
+_POINTER = PointerType(F32)
+
+
+def tile_type(context) -> TileType:
+    """The target's f32 tile, in vectors of 8 lanes if they divide it, else of 4."""
+    machine = context.machine
+    lanes = 8 if machine.nr % 8 == 0 else 4
+    return TileType(F32, machine.mr, machine.nr // lanes, lanes)
+
+
+def _vector(tile: TileType) -> VectorType:
+    return VectorType(tile.element, tile.lanes)
+
+
+def _get(builder, acc, tile: TileType, i: int, j: int):
+    return builder.extract_value(acc, i * tile.vectors + j)
+
+
+def _put(builder, acc, value, tile: TileType, i: int, j: int):
+    return builder.insert_value(acc, value, i * tile.vectors + j)
+
+
+def _fits(kind, expected) -> bool:
+    return kind == expected if isinstance(expected, types.Type) else expected(kind)
+
+
+def _tile_rule(function, result, *expected):
+    """Register a rule whose arguments after the tile are checked against types or predicates.
+
+    `emit(context, builder, tile, values)` makes the value; integers arrive as i64, numbers as f32.
+    `result` is "tile" or a Numba type.
+    """
+
+    def register(emit):
+        def rule(context, *kinds):
+            tile = tile_type(context)
+            wanted = [tile if e == "tile" else e for e in expected]
+            if len(kinds) != len(wanted) or not all(_fits(k, w) for k, w in zip(kinds, wanted)):
+                return None
+            takes = tuple({is_integer: types.int64, is_number: F32}.get(w, w) for w in wanted)
+
+            def run(builder, values):
+                made = emit(context, builder, tile, *values)
+                return context.get_dummy_value() if made is None else made
+
+            return (tile if result == "tile" else result), takes, run
+
+        return lowers(function)(rule)
+
+    return register
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _rows_rule(context, emit, *kinds):
+    a = kinds[0]
+    if not isinstance(a, PointerType):
+        return None
+    rows = RowsType(a.element, context.machine.mr)
+
+    def run(builder, values):
+        last = builder.sub(values[2], I64(1))
+        result = ir.Constant(context.get_value_type(rows), ir.Undefined)
+        for i in range(rows.count):
+            row = builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last) if i else I64(0)
+            result = builder.insert_value(result, builder.gep(values[0], [emit(builder, values, row)]), i)
+        return result
+
+    return rows, (a, kinds[1], types.int64), run
+
+
+@lowers(simd.rows_strided)
+def _rows_strided(context, a, lda, m):
+    if not is_integer(lda) or not is_integer(m):
+        return None
+    return _rows_rule(context, lambda builder, v, row: builder.mul(row, v[1]), a, types.int64, m)
+
+
+@lowers(simd.rows_table)
+def _rows_table(context, a, table, m):
+    if table != PointerType(types.int64) or not is_integer(m):
+        return None
+    return _rows_rule(context, lambda builder, v, row: builder.load(builder.gep(v[1], [row])), a, table, m)
+
+
+# ---------------------------------------------------------------- accumulating
+
+
+@lowers(simd.tile_zero)
+def _tile_zero(context):
+    tile = tile_type(context)
+    return tile, (), lambda builder, values: ir.Constant(context.get_value_type(tile), None)
+
+
+def _is_rows(kind) -> bool:
+    return isinstance(kind, RowsType) and kind.element == F32
+
+
+def _outer(builder, tile: TileType, acc, rows, p, panel: list):
+    """acc + column p of the rows times the vectors of `panel`."""
+    for i in range(tile.rows):
+        element = builder.load(builder.gep(builder.extract_value(rows, i), [p]))
+        whole = splat(builder, element, _vector(tile))
+        for j, b in enumerate(panel):
+            old = _get(builder, acc, tile, i, j)
+            acc = _put(builder, acc, intrinsic(builder, "llvm.fma", b.type, [whole, b, old]), tile, i, j)
+    return acc
+
+
+def _panel(builder, tile: TileType, b, start: int = 0) -> list:
+    return [load_vector(builder, b, I64(start + j * tile.lanes), _vector(tile)) for j in range(tile.vectors)]
+
+
+def _row_part(context, builder, tile: TileType, pointer, n) -> list:
+    """The first n elements of a row of the tile, zeros behind."""
+    parts = []
+    for j in range(tile.vectors):
+        start = j * tile.lanes
+        part = builder.gep(pointer, [I64(start)])
+        parts.append(load_part(context, builder, part, builder.sub(n, I64(start)), _vector(tile)))
+    return parts
+
+
+@lowers(simd.tile_outer)
+def _tile_outer(context, acc, rows, p, b):
+    return _outer_rule(context, 1, acc, rows, p, b)
+
+
+@lowers(simd.tile_outer4)
+def _tile_outer4(context, acc, rows, p, b):
+    return _outer_rule(context, 4, acc, rows, p, b)
+
+
+def _outer_rule(context, steps: int, acc, rows, p, b):
+    tile = tile_type(context)
+    if acc != tile or not _is_rows(rows) or not is_integer(p) or b != _POINTER:
+        return None
+
+    def run(builder, values):
+        result, rows_value, column, panel = values
+        for step in range(steps):
+            at = builder.add(column, I64(step)) if step else column
+            vectors = _panel(builder, tile, panel, step * tile.vectors * tile.lanes)
+            result = _outer(builder, tile, result, rows_value, at, vectors)
+        return result
+
+    return tile, (tile, rows, types.int64, b), run
+
+
+@lowers(simd.tile_outer_part)
+def _tile_outer_part(context, acc, rows, p, b, n):
+    tile = tile_type(context)
+    if acc != tile or not _is_rows(rows) or not is_integer(p) or b != _POINTER or not is_integer(n):
+        return None
+
+    def run(builder, values):
+        vectors = _row_part(context, builder, tile, values[3], values[4])
+        return _outer(builder, tile, *values[:3], vectors)
+
+    return tile, (tile, rows, types.int64, b, types.int64), run
+
+
+# ---------------------------------------------------------------- epilogues
+
+
+def _map(builder, tile: TileType, acc, change):
+    """change(i, j, vector) for every vector of the tile."""
+    for i in range(tile.rows):
+        for j in range(tile.vectors):
+            acc = _put(builder, acc, change(i, j, _get(builder, acc, tile, i, j)), tile, i, j)
+    return acc
+
+
+@_tile_rule(simd.tile_bias, "tile", "tile", _POINTER, is_integer)
+def _tile_bias(context, builder, tile, acc, bias, n):
+    row = _row_part(context, builder, tile, bias, n)
+    return _map(builder, tile, acc, lambda i, j, v: builder.fadd(v, row[j]))
+
+
+@_tile_rule(simd.tile_bias_column, "tile", "tile", _POINTER, is_integer)
+def _tile_bias_column(context, builder, tile, acc, bias, m):
+    last = builder.sub(m, I64(1))
+    column = []
+    for i in range(tile.rows):
+        row = builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last)
+        column.append(splat(builder, builder.load(builder.gep(bias, [row])), _vector(tile)))
+    return _map(builder, tile, acc, lambda i, j, v: builder.fadd(v, column[i]))
+
+
+@_tile_rule(simd.tile_scale, "tile", "tile", is_number)
+def _tile_scale(context, builder, tile, acc, factor):
+    whole = splat(builder, factor, _vector(tile))
+    return _map(builder, tile, acc, lambda i, j, v: builder.fmul(v, whole))
+
+
+@_tile_rule(simd.tile_scale_columns, "tile", "tile", _POINTER, is_integer)
+def _tile_scale_columns(context, builder, tile, acc, factors, n):
+    row = _row_part(context, builder, tile, factors, n)
+    return _map(builder, tile, acc, lambda i, j, v: builder.fmul(v, row[j]))
+
+
+@_tile_rule(simd.tile_clamp, "tile", "tile", is_number, is_number)
+def _tile_clamp(context, builder, tile, acc, low, high):
+    bottom, top = splat(builder, low, _vector(tile)), splat(builder, high, _vector(tile))
+
+    def clamp(i, j, v):
+        v = builder.select(builder.fcmp_ordered(">", bottom, v), bottom, v)
+        return builder.select(builder.fcmp_ordered("<", top, v), top, v)
+
+    return _map(builder, tile, acc, clamp)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def _for_rows(builder, tile: TileType, c, ldc, m, n, whole, part) -> None:
+    """whole(i, row pointer) for every row of a full tile, else part(i, row pointer) for the rows i < m."""
+    full = builder.and_(
+        builder.icmp_signed("==", m, I64(tile.rows)), builder.icmp_signed("==", n, I64(tile.vectors * tile.lanes))
+    )
+    with builder.if_else(full, likely=True) as (complete, partial):
+        with complete:
+            for i in range(tile.rows):
+                whole(i, builder.gep(c, [builder.mul(ldc, I64(i))]))
+        with partial:
+            for i in range(tile.rows):
+                with builder.if_then(builder.icmp_signed("<", I64(i), m)):
+                    part(i, builder.gep(c, [builder.mul(ldc, I64(i))]))
+
+
+@_tile_rule(simd.tile_store, types.none, _POINTER, is_integer, "tile", is_integer, is_integer)
+def _tile_store(context, builder, tile, c, ldc, acc, m, n):
+    kind = _vector(tile)
+
+    def whole(i, row):
+        for j in range(tile.vectors):
+            store_vector(builder, row, I64(j * tile.lanes), _get(builder, acc, tile, i, j), kind)
+
+    def part(i, row):
+        for j in range(tile.vectors):
+            start = I64(j * tile.lanes)
+            value = _get(builder, acc, tile, i, j)
+            store_part(context, builder, builder.gep(row, [start]), value, builder.sub(n, start), kind)
+
+    _for_rows(builder, tile, c, ldc, m, n, whole, part)
+
+
+def _accumulate(context, builder, tile, acc, c, ldc, m, n, combine):
+    """acc[i, j] = combine(acc[i, j], c[i * ldc + j]) inside the valid part."""
+    with builder.goto_entry_block():
+        slot = builder.alloca(acc.type)
+    builder.store(acc, slot)
+
+    def update(i, row_vectors):
+        for j, loaded in enumerate(row_vectors):
+            place = builder.gep(slot, [I32(0), I32(i * tile.vectors + j)])
+            builder.store(combine(builder.load(place), loaded), place)
+
+    def whole(i, row):
+        update(i, _panel(builder, tile, row))
+
+    def part(i, row):
+        update(i, _row_part(context, builder, tile, row, n))
+
+    _for_rows(builder, tile, c, ldc, m, n, whole, part)
+    return builder.load(slot)
+
+
+@_tile_rule(simd.tile_add, "tile", "tile", _POINTER, is_integer, is_integer, is_integer)
+def _tile_add(context, builder, tile, acc, c, ldc, m, n):
+    return _accumulate(context, builder, tile, acc, c, ldc, m, n, builder.fadd)
+
+
+@_tile_rule(simd.tile_axpy, "tile", "tile", is_number, _POINTER, is_integer, is_integer, is_integer)
+def _tile_axpy(context, builder, tile, acc, factor, c, ldc, m, n):
+    whole = splat(builder, factor, _vector(tile))
+    return _accumulate(
+        context, builder, tile, acc, c, ldc, m, n, lambda old, new: builder.fadd(old, builder.fmul(whole, new))
+    )
