@@ -1,18 +1,72 @@
-"""Moving elements without looking at them: matrix transposition, strided copies, fills.
+"""Moving elements without looking at them: transposition, strided copies, concatenation, reading by axis tables.
 
-Elements are moved by width, so four instances (u8, u16, u32, u64) serve all element types.
+Elements are moved by width, so four instances (u8, u16, u32, u64) serve all element types. Results are exact. The
+cost is memory traffic: each element is read once and written once.
 """
 
-from minifer.kernels.simd import lanes, share, u8, u16, u32, u64, vload_n, vstore, vzip_high, vzip_low
-from minifer.kernels.spec import i64, kernel, ptr
+import numpy as np
+from minifer.kernels.odometer import RANK, odometer_at, odometer_next, odometer_offset, odometer_size
+from minifer.kernels.simd import lanes, share, u8, u16, u32, u64, vload, vload_n, vsplat, vstore, vzip_high, vzip_low
+from minifer.kernels.spec import i64, kernel, ptr, ptr_i64
 
 WIDTHS = (u8, u16, u32, u64)
 
-# ---------------------------------------------------------------- transposition of matrices
+# ---------------------------------------------------------------- runs of elements
+
+#: elements of one row that a thread copies at a time
+PIECE = 8192
+
+
+def copy_run(x, y, n):
+    """y[i] = x[i] for i < n. The last vector overlaps the one before, so that no loop over a rest is needed."""
+    w = lanes(x)
+    if n >= w:
+        for i in range(0, n - w, w):
+            vstore(y, i, vload(x, i))
+        vstore(y, n - w, vload(x, n - w))
+    elif n >= 16:
+        vstore(y, 0, vload_n(x, 0, 16))
+        vstore(y, n - 16, vload_n(x, n - 16, 16))
+    elif n >= 8:
+        vstore(y, 0, vload_n(x, 0, 8))
+        vstore(y, n - 8, vload_n(x, n - 8, 8))
+    elif n >= 4:
+        vstore(y, 0, vload_n(x, 0, 4))
+        vstore(y, n - 4, vload_n(x, n - 4, 4))
+    else:
+        for i in range(n):
+            y[i] = x[i]
+
+
+def fill_run(x, y, n):
+    """y[i] = x[0] for i < n."""
+    w = lanes(x)
+    value = vsplat(x, x[0])
+    if n >= w:
+        for i in range(0, n - w, w):
+            vstore(y, i, value)
+        vstore(y, n - w, value)
+    else:
+        for i in range(n):
+            y[i] = x[0]
+
+
+def copy_line(x, step, y, n):
+    """y[i] = x[i * step] for i < n; step may be 0 or negative."""
+    if step == 1:
+        copy_run(x, y, n)
+    elif step == 0:
+        fill_run(x, y, n)
+    else:
+        for i in range(n):
+            y[i] = x[i * step]
+
+
+# ---------------------------------------------------------------- transposition
 
 #: A panel is the work of one thread at a time: PANEL_ROWS x PANEL_COLUMNS of x. Its columns become that many
 #: rows of y which are written in step, so their lines stay in the first cache until they are full.
-PANEL_ROWS, PANEL_COLUMNS = 256, 16
+PANEL_ROWS, PANEL_COLUMNS = 128, 16
 
 
 def shuffle_4(r):
@@ -66,25 +120,43 @@ def transpose_block(x, x_step, y, y_step):
 
 
 def transpose_panel(x, x_step, y, y_step, rows, columns):
-    """y[c * y_step + r] = x[r * x_step + c] for r < rows, c < columns."""
+    """y[c * y_step + r] = x[r * x_step + c] for r < rows, c < columns. The last blocks overlap the ones before."""
     block = 8 if lanes(x) >= 16 else 4
-    whole_rows = rows // block * block
-    whole_columns = columns // block * block
-    for r in range(0, whole_rows, block):
-        for c in range(0, whole_columns, block):
-            transpose_block(x + (r * x_step + c), x_step, y + (c * y_step + r), y_step)
-    for r in range(whole_rows):
-        for c in range(whole_columns, columns):
-            y[c * y_step + r] = x[r * x_step + c]
-    for c in range(columns):
-        for r in range(whole_rows, rows):
-            y[c * y_step + r] = x[r * x_step + c]
+    if rows >= block and columns >= block:
+        for j in range(0, columns, block):
+            c = min(j, columns - block)
+            for i in range(0, rows, block):
+                r = min(i, rows - block)
+                transpose_block(x + (r * x_step + c), x_step, y + (c * y_step + r), y_step)
+    elif rows < columns:
+        for r in range(rows):
+            for c in range(columns):
+                y[c * y_step + r] = x[r * x_step + c]
+    else:
+        for c in range(columns):
+            for r in range(rows):
+                y[c * y_step + r] = x[r * x_step + c]
+
+
+def panels_down(rows):
+    """How many panels share the rows."""
+    return (rows + PANEL_ROWS - 1) // PANEL_ROWS
+
+
+def panels_across(columns):
+    """How many panels share the columns: none is narrower than half of PANEL_COLUMNS, unless it is alone."""
+    return max(1, (columns + PANEL_COLUMNS // 2) // PANEL_COLUMNS)
+
+
+def noise(rng, T, *shape):
+    """Random bits."""
+    return rng.integers(0, 256, (int(np.prod(shape)), T.dtype.itemsize)).astype("u1").view(T.dtype).reshape(shape)
 
 
 def transpose_example(rng, size, T):
     batch, rows, columns = (int(n) for n in rng.integers(1, (4, 9 * size + 2, 5 * size + 2)))
-    x = rng.integers(0, 256, (batch, rows, columns * T.dtype.itemsize)).astype("u1").view(T.dtype)
-    return {"x": x, "y": x.transpose(0, 2, 1).copy() ^ 1, "batch": batch, "rows": rows, "columns": columns}
+    x = noise(rng, T, batch, rows, columns)
+    return {"x": x, "y": noise(rng, T, batch, columns, rows), "batch": batch, "rows": rows, "columns": columns}
 
 
 def transpose_reference(x, y, batch, rows, columns):
@@ -93,14 +165,263 @@ def transpose_reference(x, y, batch, rows, columns):
 
 @kernel(reference=transpose_reference, example=transpose_example, tolerance=0, over={"T": WIDTHS})
 def transpose_matrices(x: ptr("T"), y: ptr("T"), batch: i64, rows: i64, columns: i64, tid: i64, nthreads: i64):
-    """y[b, c, r] = x[b, r, c]. x: (batch, rows, columns), y: (batch, columns, rows). Exact; 2 widths moved an element."""
-    down = (rows + PANEL_ROWS - 1) // PANEL_ROWS
-    across = (columns + PANEL_COLUMNS - 1) // PANEL_COLUMNS
+    """y[b, c, r] = x[b, r, c]. x: (batch, rows, columns), y: (batch, columns, rows). """
+    down, across = panels_down(rows), panels_across(columns)
     panels = batch * down * across
     for panel in range(share(panels, tid, nthreads), share(panels, tid + 1, nthreads)):
-        c = panel % across * PANEL_COLUMNS
-        r = panel // across % down * PANEL_ROWS
+        i, j = panel // across % down, panel % across
+        r, c = share(rows, i, down), share(columns, j, across)
         base = panel // across // down * rows * columns
         source = x + (base + r * columns + c)
         target = y + (base + c * rows + r)
-        transpose_panel(source, columns, target, rows, min(PANEL_ROWS, rows - r), min(PANEL_COLUMNS, columns - c))
+        transpose_panel(source, columns, target, rows, share(rows, i + 1, down) - r, share(columns, j + 1, across) - c)
+
+
+def random_table(rng, size, operands):
+    """A table of sizes with `operands` rows of zeros for strides."""
+    table = np.ones((1 + operands, RANK), np.int64)
+    table[0, RANK - int(rng.integers(0, RANK + 1)) :] = 0
+    free = table[0] == 0
+    table[0, free] = rng.integers(1, 4, int(free.sum()))
+    table[0, -1] = rng.integers(1, 6 * size + 2)
+    table[0, -2] = rng.integers(1, 2 * size + 2)
+    table[1:] = 0
+    return table
+
+
+def dense_strides(shape):
+    """Row-major strides in elements."""
+    return np.cumprod([1, *shape[:0:-1]])[::-1]
+
+
+def transpose_strided_example(rng, size, T):
+    table = random_table(rng, size, 2)
+    shape = [int(n) for n in table[0]]
+    x_order, y_order = [*range(6), 7, 6], [*range(6), 6, 7]
+    rng.shuffle(x_order[:6])
+    for row, order in ((1, x_order), (2, y_order)):
+        table[row, order] = dense_strides([shape[i] for i in order])
+    return {"x": noise(rng, T, *shape), "y": noise(rng, T, *shape), "start": 0, "table": table}
+
+
+def strided_view(x, start, shape, strides):
+    """The elements x[start + sum of index times stride]; strides are in elements."""
+    return np.lib.stride_tricks.as_strided(x.reshape(-1)[start:], shape, strides * x.itemsize)
+
+
+def transpose_strided_reference(x, y, start, table):
+    y = y.copy()
+    strided_view(y, 0, table[0], table[2])[...] = strided_view(x, start, table[0], table[1])
+    return {"y": y}
+
+
+@kernel(reference=transpose_strided_reference, example=transpose_strided_example, tolerance=0, over={"T": WIDTHS})
+def transpose_strided(x: ptr("T"), y: ptr("T"), start: i64, table: ptr_i64, tid: i64, nthreads: i64):
+    """y[place . y_strides] = x[start + place . x_strides]. table: (3, RANK) = sizes, x_strides, y_strides.
+
+    Axis 6 has stride 1 in x, axis 7 stride 1 in y: the two are transposed in registers.
+    """
+    x_strides, y_strides = table + RANK, table + 2 * RANK
+    columns, rows, x_step, y_step = table[6], table[7], x_strides[7], y_strides[6]
+    down, across = panels_down(rows), panels_across(columns)
+    panels = down * across
+    units = odometer_size(table) * panels
+    first = share(units, tid, nthreads)
+    panel = first % panels
+    place = odometer_at(first // panels, table)
+    for _ in range(first, share(units, tid + 1, nthreads)):
+        i, j = panel // across, panel % across
+        r, c = share(rows, i, down), share(columns, j, across)
+        source = x + (start + odometer_offset(place, x_strides) + r * x_step + c)
+        target = y + (odometer_offset(place, y_strides) + c * y_step + r)
+        transpose_panel(source, x_step, target, y_step, share(rows, i + 1, down) - r, share(columns, j + 1, across) - c)
+        panel += 1
+        if panel == panels:
+            panel = 0
+            place = odometer_next(place, table)
+
+
+# ---------------------------------------------------------------- copies
+
+
+def copy_strided_example(rng, size, T):
+    table = random_table(rng, size, 1)
+    table[1] = rng.integers(-3, 4, RANK)
+    if rng.integers(2):
+        table[1, -1] = rng.integers(0, 2)
+    ends = (table[0] - 1) * table[1]
+    start = -int(ends[ends < 0].sum())
+    x = noise(rng, T, start + int(ends[ends > 0].sum()) + 1)
+    return {"x": x, "y": noise(rng, T, *table[0]), "start": start, "table": table}
+
+
+def copy_strided_reference(x, y, start, table):
+    return {"y": strided_view(x, start, table[0], table[1]).copy()}
+
+
+@kernel(reference=copy_strided_reference, example=copy_strided_example, tolerance=0, over={"T": WIDTHS})
+def copy_strided(x: ptr("T"), y: ptr("T"), start: i64, table: ptr_i64, tid: i64, nthreads: i64):
+    """y[place] = x[start + place . strides]. table: (2, RANK) = sizes, strides (also 0, negative); y is dense."""
+    strides = table + RANK
+    rows, columns, down, step = table[6], table[7], strides[6], strides[7]
+    total = odometer_size(table) * rows
+    if columns > PIECE:
+        pieces = (columns + PIECE - 1) // PIECE
+        for unit in range(share(total * pieces, tid, nthreads), share(total * pieces, tid + 1, nthreads)):
+            row = unit // pieces
+            column = unit % pieces * PIECE
+            base = start + odometer_offset(odometer_at(row // rows, table), strides) + row % rows * down
+            copy_line(x + (base + column * step), step, y + (row * columns + column), min(PIECE, columns - column))
+    else:
+        row = share(total, tid, nthreads)
+        end = share(total, tid + 1, nthreads)
+        place = odometer_at(row // rows, table)
+        r = row % rows
+        while row < end:
+            base = start + odometer_offset(place, strides) - row * down + r * down
+            stop = min(end, row + rows - r)
+            for i in range(row, stop):
+                copy_line(x + (base + i * down), step, y + i * columns, columns)
+            row = stop
+            r = 0
+            place = odometer_next(place, table)
+
+
+#: inputs that one call of `concat_rows` joins
+CONCAT_INPUTS = 4
+
+
+def concat_rows_example(rng, size, T):
+    rows, *n = (int(v) for v in rng.integers(0, 7 * size, 5))
+    start, rest = (int(v) for v in rng.integers(0, 4, 2))
+    arrays = {f"x{i}": noise(rng, T, rows, n[i]) for i in range(4)}
+    y = noise(rng, T, rows, start + sum(n) + rest)
+    lengths = {f"n{i}": n[i] for i in range(4)}
+    return {**arrays, "y": y, **lengths, "rows": rows, "y_step": y.shape[1], "start": start}
+
+
+def concat_rows_reference(x0, x1, x2, x3, y, n0, n1, n2, n3, rows, y_step, start):
+    y = y.copy()
+    y[:, start : start + n0 + n1 + n2 + n3] = np.concatenate([x0, x1, x2, x3], 1)
+    return {"y": y}
+
+
+def copy_part(x, y, n, low, high):
+    """Of a run of n elements that stands at y, copy those whose place is in [low, high)."""
+    first = max(low, 0)
+    last = min(high, n)
+    if first < last:
+        copy_run(x + first, y + first, last - first)
+
+
+@kernel(reference=concat_rows_reference, example=concat_rows_example, tolerance=0, over={"T": WIDTHS})
+def concat_rows(
+    x0: ptr("T"), x1: ptr("T"), x2: ptr("T"), x3: ptr("T"), y: ptr("T"),
+    n0: i64, n1: i64, n2: i64, n3: i64, rows: i64, y_step: i64, start: i64, tid: i64, nthreads: i64,
+):  # fmt: skip
+    """y[r, start:] = x0[r], x1[r], x2[r], x3[r] end to end. xi: (rows, ni), ni may be 0; y: (rows, y_step)."""
+    total = n0 + n1 + n2 + n3
+    pieces = (total + PIECE - 1) // PIECE
+    a, b, c = n0, n0 + n1, n0 + n1 + n2
+    for unit in range(share(rows * pieces, tid, nthreads), share(rows * pieces, tid + 1, nthreads)):
+        row = unit // pieces
+        low = unit % pieces * PIECE
+        high = min(low + PIECE, total)
+        target = y + (row * y_step + start)
+        copy_part(x0 + row * n0, target, n0, low, high)
+        copy_part(x1 + row * n1, target + a, n1, low - a, high - a)
+        copy_part(x2 + row * n2, target + b, n2, low - b, high - b)
+        copy_part(x3 + row * n3, target + c, n3, low - c, high - c)
+
+
+# ---------------------------------------------------------------- reading by a table for each axis
+
+#: words before the axis tables: sizes, where each axis's table begins, then left, first and count of the last axis
+TAKE_HEAD = 2 * RANK + 3
+
+
+def take_table(places, run):
+    """The table of `take_axes`.
+
+    `places`: for each axis an int64 array of offsets in x (in elements), negative where the fill value stands.
+    `run` = (left, count): on the last axis, the places left to left + count are consecutive elements.
+    """
+    left, count = run
+    last = places[-1]
+    lists = [np.zeros(1, np.int64)] * (RANK - len(places)) + [np.asarray(p, np.int64) for p in places]
+    lists[-1] = np.concatenate([last[:left], last[left + count :]]).astype(np.int64)
+    head = np.zeros(TAKE_HEAD, np.int64)
+    head[:RANK] = [len(p) for p in lists[:-1]] + [len(last)]
+    head[RANK : 2 * RANK] = TAKE_HEAD + np.cumsum([0] + [len(p) for p in lists[:-1]])
+    head[2 * RANK :] = left, last[left] if count else 0, count
+    return np.concatenate([head, *lists])
+
+
+def take_axes_example(rng, size, T):
+    rank = int(rng.integers(1, 6))
+    x_shape, shape = rng.integers(1, 5, rank), rng.integers(1, 6, rank)
+    x_shape[-1], shape[-1] = rng.integers(1, 4 * size + 2), rng.integers(1, 6 * size + 2)
+    steps = dense_strides([int(n) for n in x_shape])
+    places = [rng.integers(0, have, n) * step for n, have, step in zip(shape, x_shape, steps)]
+    places = [np.where(rng.random(len(p)) < 0.2, -1, p) for p in places]
+    left = int(rng.integers(0, shape[-1] + 1))
+    first = int(rng.integers(0, x_shape[-1]))
+    count = int(min(shape[-1] - left, x_shape[-1] - first))
+    places[-1][left : left + count] = first + np.arange(count)
+    table = take_table(places, (left, count))
+    return {"x": noise(rng, T, *x_shape), "value": noise(rng, T, 1), "y": noise(rng, T, *shape), "table": table}
+
+
+def take_axes_reference(x, value, y, table):
+    head, lists = table[: 2 * RANK].reshape(2, RANK), []
+    left, first, count = table[2 * RANK : TAKE_HEAD]
+    for axis, (n, at) in enumerate(head.T):
+        line = table[at : at + n]
+        if axis == RANK - 1:
+            line = table[at : at + n - count]
+            line = np.concatenate([line[:left], first + np.arange(count), line[left:]])
+        lists.append(line)
+    grid = np.ix_(*lists)
+    inside = np.all(np.broadcast_arrays(*(g >= 0 for g in grid)), axis=0)
+    found = np.where(inside, x.reshape(-1)[np.where(inside, sum(grid), 0)], value)
+    return {"y": found.astype(x.dtype).reshape(y.shape)}
+
+
+def take_line(x, value, y, line, left, first, count, columns):
+    """One row of y: table, run, table."""
+    for i in range(left):
+        at = line[i]
+        y[i] = value[0] if at < 0 else x[at]
+    copy_run(x + first, y + left, count)
+    for i in range(left + count, columns):
+        at = line[i - count]
+        y[i] = value[0] if at < 0 else x[at]
+
+
+@kernel(reference=take_axes_reference, example=take_axes_example, tolerance=0, over={"T": WIDTHS})
+def take_axes(x: ptr("T"), value: ptr("T"), y: ptr("T"), table: ptr_i64, tid: i64, nthreads: i64):
+    """y[i, j, ...] = x[p0[i] + p1[j] + ...], or value[0] where any of the p is negative. y is dense.
+
+    table: see `take_table`. Padding in all modes, nearest-neighbour resizing and reversal are of this form.
+    """
+    rows, columns = table[6], table[7]
+    starts = table + RANK
+    line = table + starts[7]
+    left, first, count = table[2 * RANK], table[2 * RANK + 1], table[2 * RANK + 2]
+    total = odometer_size(table) * rows
+    row = share(total, tid, nthreads)
+    r = row % rows
+    place = odometer_at(row // rows, table)
+    for i in range(row, share(total, tid + 1, nthreads)):
+        a, b, c, d, e, f = place
+        pa, pb, pc, pd = table[starts[0] + a], table[starts[1] + b], table[starts[2] + c], table[starts[3] + d]
+        pe, pf, pr = table[starts[4] + e], table[starts[5] + f], table[starts[6] + r]
+        if min(min(min(pa, pb), min(pc, pd)), min(min(pe, pf), pr)) < 0:
+            fill_run(value, y + i * columns, columns)
+        else:
+            source = x + (pa + pb + pc + pd + pe + pf + pr)
+            take_line(source, value, y + i * columns, line, left, first, count, columns)
+        r += 1
+        if r == rows:
+            r = 0
+            place = odometer_next(place, table)

@@ -178,31 +178,31 @@ def address_of(p: Ptr) -> int:
 
 
 class Vec(np.ndarray):
-    """A vector value: a NumPy array whose in-place operators make a new value instead of changing it."""
-
-    def __iadd__(self, other):
-        return self + other
-
-    def __isub__(self, other):
-        return self - other
-
-    def __imul__(self, other):
-        return self * other
-
-    def __itruediv__(self, other):
-        return self / other
-
-    def __iand__(self, other):
-        return self & other
-
-    def __ior__(self, other):
-        return self | other
-
-    def __ixor__(self, other):
-        return self ^ other
+    """A vector value: a NumPy array that takes numbers into its own element type, and never changes in place."""
 
     def __setitem__(self, index, value):
         raise TypeError("vectors are values: use vset")
+
+
+def _operator(name: str):
+    operation = getattr(np.ndarray, f"__{name}__")
+
+    def method(self, other):
+        if isinstance(other, np.ndarray) and other.ndim:
+            if other.dtype != self.dtype or other.shape != self.shape:
+                raise TypeError(f"vectors differ: {self.dtype} x {self.size} and {other.dtype} x {other.size}")
+            return operation(self, other)
+        return operation(self, _like(self, other))
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "and", "or", "xor", "lshift", "rshift"):
+    setattr(Vec, f"__{_name}__", _operator(_name))
+    setattr(Vec, f"__r{_name}__", _operator(f"r{_name}"))
+    setattr(Vec, f"__i{_name}__", _operator(_name))
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(Vec, f"__{_name}__", _operator(_name))
 
 
 def _vec(array) -> Vec:

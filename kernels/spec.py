@@ -11,7 +11,7 @@ splitting a reduction, so that results do not depend on the thread count. It ret
 status: 0 for success, anything else for data that it refuses (the caller turns that into an error).
 
 * `example(rng, size)` draws arguments: a dict of parameter name -> NumPy array (pointers) or number (scalars),
-  without tid and nthreads. Output arrays are in it too, filled with anything. `size` is a small integer.
+  without tid and nthreads. Output arrays are in it too, filled with anything. `size` is a small integer from 1.
 * `reference(**arguments)` gets the same dict and returns a dict of output name -> expected array, accumulated in
   float64 and of the output's shape. Instead of an array it may return a pair `(expected, magnitude)`: the error is then
   measured against `magnitude` (for a sum of products: the sum of the absolute products). A kernel that returns a
@@ -114,7 +114,9 @@ class KernelSpec:
         return self.example(rng, size, **self.types)
 
     def __call__(self, *arguments, tid: int = 0, nthreads: int = 1, **named) -> int:
-        """Run the plain Python body; pointers are NumPy arrays. Returns the status."""
+        """Run the plain Python body; pointers are NumPy arrays. Returns the status. Also callable from other bodies."""
+        if len(arguments) == len(self.parameters) + 2:  # called as the body is
+            *arguments, tid, nthreads = arguments
         values = dict(zip((p.name for p in self.parameters), arguments)) | named
         converted = [self._convert(p, values[p.name]) for p in self.parameters]
         with np.errstate(all="ignore"):

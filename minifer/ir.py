@@ -9,7 +9,7 @@ is read, so a graph holds operators alone, each with the opset version it was wr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Union
 
@@ -197,25 +197,29 @@ class Graph:
         out.update((n, None) for n in self.outputs if n and n not in known)
         return tuple(out)
 
-    def check(self, outer: frozenset[str] = frozenset()) -> None:
-        """Raise ModelError unless single assignment, definition before use, and defined outputs hold."""
-        known = set(outer) | set(self.consts)
+    def check(self, *outer: Set[str]) -> None:
+        """Raise ModelError unless single assignment, definition before use, and defined outputs hold.
+
+        `outer`: the names that the graphs around this one have defined so far, the innermost first.
+        """
+        own = set(self.consts)
+        known = (own, *outer)
         for name in self.inputs:
             if not name:
                 raise ModelError(f"graph '{self.name}' has an input without a name")
-        known.update(self.inputs)
+        own.update(self.inputs)
         for node in self.nodes:
             for name in node.inputs:
-                if name and name not in known:
+                if name and not any(name in names for names in known):
                     raise ModelError(f"{node.label} reads '{name}', which nothing before it writes")
             for sub in node.subgraphs:
-                sub.check(frozenset(known))
+                sub.check(*known)
             for name in node.outputs:
-                if name and name in known:
+                if name and any(name in names for names in known):
                     raise ModelError(f"{node.label} writes '{name}', which is already defined")
-            known.update(filter(None, node.outputs))
+            own.update(filter(None, node.outputs))
         for name in self.outputs:
-            if name not in known:
+            if not any(name in names for names in known):
                 raise ModelError(f"graph output '{name}' is not written by any node")
 
     def __str__(self) -> str:

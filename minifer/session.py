@@ -129,7 +129,7 @@ class Session:
         found = self._executors.get(overridden)
         if found is None:
             consts = {n: v for n, v in self.graph.consts.items() if n not in overridden}
-            found = self._executors[overridden] = Executor(self.graph.with_(consts=consts), self.settings)
+            found = self._executors[overridden] = Executor(self.graph.with_(consts=consts), self.settings, specialise=True)
         return found
 
     def _checked(self, feeds: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,26 +15,28 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from minifer.errors import ModelError
 
+MAX_MAPS = 100  # mapped files each hold a descriptor; further ones are read instead
 
-def map_file(path: str | os.PathLike[str]) -> memoryview:
+
+def map_file(path: str | os.PathLike[str], read: bool = False) -> memoryview:
     """The bytes of a file without reading them: they are paged in when they are used. ModelError where it cannot be.
 
-    A pipe is read to its end.
+    A pipe is read to its end, as is a file where `read` is set.
     """
     try:
         with open(path, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            status = os.fstat(file.fileno())
+            if stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode):
                 return memoryview(file.read())
-            if not stat.S_ISREG(mode):
-                raise ModelError(f"'{os.fspath(path)}' is not a file")
-            if os.fstat(file.fileno()).st_size == 0:
-                return memoryview(b"")
+            if not stat.S_ISREG(status.st_mode):
+                raise ModelError(f"'{path}' is not a file")
+            if read or status.st_size == 0:
+                return memoryview(file.read())
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError:
-        raise ModelError(f"there is no file '{os.fspath(path)}'") from None
+        raise ModelError(f"there is no file '{path}'") from None
     except (OSError, ValueError) as error:  # a ValueError: a zero byte in the path
-        raise ModelError(f"'{os.fspath(path)!r}' cannot be read: {error}") from error
+        raise ModelError(f"the file {os.fspath(path)!r} cannot be read: {error}") from error
 
 
 class ExternalFiles:
@@ -66,7 +68,7 @@ class ExternalFiles:
 
     def _map(self, location: str, who: str) -> memoryview:
         if location not in self._maps:
-            self._maps[location] = map_file(self._resolve(location, who))
+            self._maps[location] = map_file(self._resolve(location, who), read=len(self._maps) >= MAX_MAPS)
         return self._maps[location]
 
     def _resolve(self, location: str, who: str) -> Path:
@@ -78,7 +80,7 @@ class ExternalFiles:
         posix, windows = PurePosixPath(location), PureWindowsPath(location)
         bad = not location or "\0" in location or posix.is_absolute() or windows.drive or windows.root
         if bad or ".." in posix.parts or ".." in windows.parts:
-            raise ModelError(f"{who}: external data '{location!r}' is not a path inside the model's folder")
+            raise ModelError(f"{who}: external data {location!r} is not a path inside the model's folder")
         path = Path(os.path.realpath(self._folder / location))
         if not any(root in path.parents for root in self._roots):
             raise ModelError(f"{who}: external data '{location}' is a link that leads out of the model's folder")

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,13 @@ from minifer.ir import Graph, Model, Node, Type
 from minifer.onnx_io.external import ExternalFiles, map_file
 from minifer.onnx_io.order import in_order
 from minifer.onnx_io.schema import MESSAGES
-from minifer.onnx_io.tensor import dense, read_sparse, read_tensor
+from minifer.onnx_io.tensor import read_dense, read_tensor
 from minifer.onnx_io.values import read_attribute, read_type
 from minifer.onnx_io.wire import decode
 
-MAX_NODES = 2_000_000  # after functions are put in place: a few that call each other can grow without end
-MAX_NESTING = 100  # of function calls and subgraphs
+MAX_INLINED = 5_000_000  # nodes and their names that calls may expand to: a few functions can grow without end
+MAX_NESTING = 64  # of function calls and subgraphs
+MAX_NAME = 400  # characters of a name that is made up
 
 _KNOWN_FORMATS = (
     (b"<", "it looks like a web page or XML, perhaps the page about the model instead of the file"),
@@ -48,14 +50,17 @@ def read_model(source: Any) -> Model:
     """The model in `source`: a path, bytes (bytes, bytearray, memoryview), a binary file object, or an
     onnx.ModelProto.
 
-    Constants are read-only arrays, mostly views into the file. ModelError where the source is no valid model,
-    UnsupportedError where it uses what minifer cannot hold.
+    Constants are read-only arrays, mostly views into the file, and not always aligned. ModelError where the source
+    is no valid model, UnsupportedError where it uses what minifer cannot hold.
     """
     data, path = _open(source)
     if not len(data):
         raise ModelError("not an ONNX file: it is empty")
     with _collector_paused():  # many objects are made and none dies: half of the time would go into looking for some
-        return _read(data, path)
+        try:
+            return _read(data, path)
+        except MemoryError:
+            raise UnsupportedError("the model does not fit into memory") from None
 
 
 @contextmanager
@@ -83,9 +88,9 @@ def _read(data: memoryview, path: str | None) -> Model:
 def _open(source: Any) -> tuple[memoryview, str | None]:
     """The bytes of a source, and the path that external data is relative to."""
     if isinstance(source, bytes | bytearray | memoryview):
-        return memoryview(source).cast("B"), None
+        return _fixed(source), None
     if isinstance(source, str | os.PathLike):
-        return map_file(source), os.fspath(source)
+        return map_file(source), os.fsdecode(source)
     if hasattr(source, "SerializeToString"):
         try:
             return memoryview(source.SerializeToString()), None
@@ -96,10 +101,16 @@ def _open(source: Any) -> tuple[memoryview, str | None]:
         if not isinstance(data, bytes | bytearray | memoryview):
             raise ModelError("the file object gives text; open the model in binary mode ('rb')")
         name = getattr(source, "name", None)
-        return memoryview(data).cast("B"), name if isinstance(name, str) and os.path.isfile(name) else None
+        return _fixed(data), name if isinstance(name, str) and os.path.isfile(name) else None
     raise ModelError(
         f"a model is given as a path, bytes, a binary file object or an onnx.ModelProto, not {type(source).__name__}"
     )
+
+
+def _fixed(data: bytes | bytearray | memoryview) -> memoryview:
+    """A view of bytes that nobody changes: what could be changed is copied."""
+    view = memoryview(data)
+    return view.cast("B") if view.readonly and view.c_contiguous else memoryview(view.tobytes())
 
 
 def _guess(data: memoryview) -> str:
@@ -160,7 +171,8 @@ class _Reader:
     functions: dict[tuple[str, str, str], Any] = field(default_factory=dict)
     taken: set[str] | None = None  # every name of the model, once a new one is needed
     counts: dict[str, int] = field(default_factory=dict)
-    nodes_made: int = 0
+    converted: dict[int, Any] = field(default_factory=dict)  # id of a message -> its value, without graphs in it
+    inlined: int = 0
 
     def model(self) -> Model:
         proto = self.proto
@@ -199,7 +211,7 @@ class _Reader:
             raise ModelError(f"'{name}' is defined twice in one graph")
         outer = place.scope.outer
         if place.fresh:
-            names[name] = self.fresh(f"{place.prefix}/{name}")
+            names[name] = self.fresh(_join(place.prefix, name))
         elif outer is not None and outer.find(name) is not None:
             names[name] = self.fresh(name)
         else:
@@ -228,6 +240,7 @@ class _Reader:
     def graph(self, proto: Any, place: _Place) -> Graph:
         """A graph, the main one or a subgraph, whose names go to the scope of `place`."""
         scope = place.scope
+        self.spend(len(proto.input) + len(proto.initializer) + len(proto.output) + len(proto.value_info), place)
         for value in proto.input:
             self.define(value.name, place)
         constants = self.constants(proto)
@@ -261,12 +274,20 @@ class _Reader:
     def constants(self, proto: Any) -> dict[str, np.ndarray]:
         out: dict[str, np.ndarray] = {}
         for tensor in proto.initializer:
-            _enter(out, tensor.name, read_tensor(tensor, self.files, f"initializer '{tensor.name}'"))
+            who = f"initializer '{tensor.name}'"
+            _enter(out, tensor.name, self.once(tensor, partial(read_tensor, files=self.files, who=who)))
         for sparse in proto.sparse_initializer:
             name = sparse.values.name if sparse.values is not None else ""
             who = f"sparse initializer '{name}'"
-            _enter(out, name, dense(read_sparse(sparse, self.files, who), who))
+            _enter(out, name, self.once(sparse, partial(read_dense, files=self.files, who=who)))
         return out
+
+    def once(self, proto: Any, convert: Callable[[Any], Any]) -> Any:
+        """The value of a message, converted the first time: a function body is met once for every call."""
+        key = id(proto)
+        if key not in self.converted:
+            self.converted[key] = convert(proto)
+        return self.converted[key]
 
     def types(self, proto: Any, scope: _Scope) -> dict[str, Type]:
         out = {}
@@ -290,20 +311,22 @@ class _Reader:
         who = f"{proto.op_type} '{proto.name or next(filter(None, proto.output), '')}'"
         if not proto.op_type:
             raise ModelError(f"node '{proto.name}' has no operator (op_type)")
+        self.spend(1 + len(proto.input) + len(proto.output) + len(proto.attribute), place)
         inputs = tuple(self.find(name, place, who) for name in proto.input)
         attrs = self.attributes(proto, place, who)
         if key in self.functions:
             self.call(proto, key, inputs, attrs, place, out)
             return
         outputs = tuple(place.scope.names[name] if name else "" for name in proto.output)
-        name = f"{place.prefix}/{proto.name}" if place.prefix and proto.name else proto.name
-        self.append(Node(proto.op_type, inputs, outputs, attrs, name, domain, self.version(domain, place, who)), out)
+        name = _join(place.prefix, proto.name) if proto.name else ""
+        out.append(Node(proto.op_type, inputs, outputs, attrs, name, domain, self.version(domain, place, who)))
 
-    def append(self, node: Node, out: list[Node]) -> None:
-        self.nodes_made += 1
-        if self.nodes_made > MAX_NODES:
-            raise UnsupportedError(f"the model has more than {MAX_NODES:,} nodes with its functions put in place")
-        out.append(node)
+    def spend(self, count: int, place: _Place) -> None:
+        """Count what is made from function bodies: it may be far more than the file holds."""
+        if place.calls:
+            self.inlined += count
+            if self.inlined > MAX_INLINED:
+                raise UnsupportedError(f"the model's functions expand to more than {MAX_INLINED:,} nodes and values")
 
     def version(self, domain: str, place: _Place, who: str) -> int:
         """The opset version that a domain has at a place."""
@@ -331,7 +354,10 @@ class _Reader:
         return out
 
     def attribute(self, proto: Any, place: _Place, who: str) -> Any:
-        return read_attribute(proto, who, self.files, lambda graph: self.graph(graph, place.inside()))
+        def convert(proto: Any) -> Any:
+            return read_attribute(proto, who, self.files, lambda graph: self.graph(graph, place.inside()))
+
+        return convert(proto) if proto.g is not None or proto.graphs else self.once(proto, convert)
 
     # ---- functions
 
@@ -351,7 +377,7 @@ class _Reader:
             scope=_Scope(),
             opsets={**place.opsets, **_opsets(function)},
             attrs=self.bound(function, attrs, place, title),
-            prefix=f"{place.prefix}/{prefix}" if place.prefix else prefix,
+            prefix=_join(place.prefix, prefix),
             calls=(*place.calls, key),
             fresh=True,
         )
@@ -368,7 +394,7 @@ class _Reader:
             value = self.find(formal, inner, "the output list")
             if not value:
                 raise ModelError(f"function {title} returns its input '{formal}', which a call leaves out")
-            self.append(Node("Identity", (value,), (actual,), version=self.version("", inner, title)), out)
+            out.append(Node("Identity", (value,), (actual,), version=self.version("", inner, title)))
 
     def define_body(self, function: Any, wanted: list[tuple[str, str]], place: _Place) -> list[tuple[str, str]]:
         """Name what the body defines: an output as the call names it. Returns the outputs that need a copy: inputs
@@ -400,6 +426,10 @@ class _Reader:
         who = f"function {title}"
         out = {name: self.attribute(a, blank, who) for name, a in defaults.items() if name not in attrs}
         return {**out, **attrs}
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}/{name}"[-MAX_NAME:] if prefix else name
 
 
 def _enter(out: dict[str, np.ndarray], name: str, value: np.ndarray) -> None:

@@ -18,12 +18,14 @@ from minifer.errors import ModelError, UnsupportedError
 from minifer.ir import SparseTensor
 from minifer.onnx_io.external import ExternalFiles
 from minifer.onnx_io.schema import MESSAGES
-from minifer.onnx_io.wire import MAX_BYTES, count_varints, numbers
+from minifer.onnx_io.wire import count_varints, numbers
 
 TensorProto: Any = MESSAGES["TensorProto"]
 SparseTensorProto: Any = MESSAGES["SparseTensorProto"]
 
 EXTERNAL = 1  # TensorProto.DataLocation
+MAX_DENSE = 2**26  # bytes that a sparse tensor may take as a dense one however few it stores ...
+MAX_GROWTH = 1000  # ... and from there on how many times the bytes that it stores
 
 #: element type -> the field that holds it where raw_data does not, and the type of that field's numbers
 _TYPED: dict[str, tuple[str, str]] = {
@@ -55,14 +57,17 @@ def read_tensor(proto: Any, files: ExternalFiles | None = None, who: str = "") -
         array = _from_raw(proto.raw_data, dtype, math.prod(shape), who)
     else:
         array = _from_typed(proto, dtype, math.prod(shape), who)
+    array.flags.writeable = False
     return array.reshape(shape)
 
 
 def _shape(dims: Any, who: str) -> tuple[int, ...]:
-    if any(d < 0 for d in dims):
-        raise ModelError(f"{who} has a negative dimension: {list(dims)}")
-    if len(dims) > 32 or math.prod(d for d in dims if d) > 2**62 // 16:  # what every NumPy can hold
-        raise ModelError(f"{who} has {len(dims)} dimensions of {math.prod(dims)} elements, which no array can have")
+    if any(d < 0 for d in dims[:32]):
+        raise ModelError(f"{who} has a negative dimension: {list(dims[:32])}")
+    if len(dims) > 32:  # what every NumPy can hold
+        raise UnsupportedError(f"{who} has {len(dims)} dimensions; 32 are allowed")
+    if math.prod(d for d in dims if d) > 2**58:
+        raise ModelError(f"{who} has the shape {list(dims)}, larger than any memory")
     return tuple(dims)
 
 
@@ -172,12 +177,15 @@ def read_sparse(proto: Any, files: ExternalFiles | None = None, who: str = "") -
     return SparseTensor(values, indices, shape)
 
 
-def dense(sparse: SparseTensor, who: str) -> np.ndarray:
-    """The dense array of a sparse tensor whose size a file gave: refused beyond what a file could hold itself."""
+def read_dense(proto: Any, files: ExternalFiles | None = None, who: str = "") -> np.ndarray:
+    """The dense array of a SparseTensorProto; UnsupportedError where a small file asks for a huge one."""
+    sparse = read_sparse(proto, files, who)
     size = math.prod(sparse.shape) * sparse.values.dtype.itemsize
-    if size > MAX_BYTES:
-        raise UnsupportedError(f"{who} is sparse and would take {size:,} bytes as a dense array; 2 GiB are allowed")
-    return sparse.dense()
+    if size > max(MAX_DENSE, MAX_GROWTH * (sparse.values.nbytes + sparse.indices.nbytes)):
+        raise UnsupportedError(f"{who} stores {len(sparse.values)} values and would take {size:,} bytes as a dense array")
+    out = sparse.dense()
+    out.flags.writeable = False
+    return out
 
 
 def write_tensor(array: np.ndarray, name: str = "") -> Any:

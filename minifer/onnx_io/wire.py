@@ -25,7 +25,7 @@ VARINT, FIXED64, LENGTH, GROUP, GROUP_END, FIXED32 = range(6)
 WIRE_NAMES = ("varint", "64-bit", "length-delimited", "group", "end of group", "32-bit", "undefined", "undefined")
 
 MAX_DEPTH = 100  # messages in messages, as in other protobuf readers
-MAX_MESSAGES = 20_000_000  # an empty message takes two bytes in a file but a hundred in memory
+MAX_MESSAGES = 5_000_000  # an empty message takes two bytes in a file but a hundred in memory
 MAX_BYTES = 2**31 - 1  # the largest message that protobuf readers accept
 
 

@@ -23,7 +23,6 @@ from minifer.ops.numeric import (
     require_fits,
     require_same_type,
     scalar_of,
-    single,
     unary_types,
     widen,
 )
@@ -64,7 +63,10 @@ _run_gelu = _activation(lambda x: 0.5 * x * (1 + erf(x * math.sqrt(0.5))))
 _run_gelu_tanh = _activation(lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
-def _hard_sigmoid(x, *, alpha=single(0.2), beta=0.5):
+# Defaults of attributes are the float32 values that a file would carry.
+
+
+def _hard_sigmoid(x, *, alpha=0.20000000298023224, beta=0.5):
     return _run_hard_sigmoid(x, alpha, beta)
 
 
@@ -72,7 +74,7 @@ def _hard_swish(x):
     return _activation(lambda v: v * np.clip(v / 6 + 0.5, 0, 1))(x)
 
 
-def _leaky_relu(x, *, alpha=single(0.01)):
+def _leaky_relu(x, *, alpha=0.009999999776482582):
     return _run_leaky_relu(x, alpha)
 
 
@@ -86,11 +88,11 @@ def _celu(x, *, alpha=1.0):
     return _run_celu(x, alpha)
 
 
-def _selu_1(x, *, alpha=single(1.6732), gamma=single(1.0507)):
+def _selu_1(x, *, alpha=1.673200011253357, gamma=1.0506999492645264):
     return _run_selu(x, alpha, gamma)
 
 
-def _selu(x, *, alpha=single(1.67326319217681884765625), gamma=single(1.05070102214813232421875)):
+def _selu(x, *, alpha=1.6732631921768188, gamma=1.0507010221481323):
     return _run_selu(x, alpha, gamma)
 
 

@@ -62,11 +62,14 @@ def group_matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis; a row of -inf alone gives zeros."""
-    top = x.max(axis=-1, keepdims=True, initial=-np.inf)
-    e = np.exp(x - np.where(np.isneginf(top), 0, top))
+    """Softmax over the last axis, each step in the type of x; a row of -inf alone gives zeros."""
+    if not x.size:
+        return x
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    top = x.max(axis=-1, keepdims=True)
+    e = np.exp(x - np.where(top == -np.inf, zero, top))
     total = e.sum(axis=-1, keepdims=True)
-    return e / np.where(total == 0, 1, total)
+    return e / np.where(total == 0, one, total)
 
 
 def mask_bias(mask: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -172,7 +175,7 @@ def _attention(
     stages.append(score)
 
     narrow = dtype if softmax_precision is None else dtypes.to_numpy(dtypes.name_of_code(softmax_precision))
-    weight = to_t(rounder(narrow)(softmax(wide(score.astype(narrow)))).astype(score.dtype))
+    weight = to_t(softmax(score.astype(narrow)).astype(score.dtype))
     weight = np.where((bias == -np.inf).all(axis=-1, keepdims=True), 0, weight).astype(score.dtype)
     stages.append(weight)
     y = group_matmul(weight, wide(value))

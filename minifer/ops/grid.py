@@ -130,11 +130,12 @@ def _grid_sample(x, grid, *, align_corners=0, mode="linear", padding_mode="zeros
     taps = [_taps(a, size, kind, padding_mode, align_corners) for a, size in zip(at, sizes)]
     batch = np.arange(x.shape[0]).reshape(-1, *(1,) * len(sizes))
     empty = np.array("" if x.dtype.kind == "O" else 0).astype(x.dtype)
-    y = 0.0
+    y = np.zeros((), np.float64)
     for tap in every(*taps):
         places, weights, valids = zip(*tap)
         valid = np.logical_and.reduce(valids)[:, None]
-        found = np.moveaxis(x[(batch, slice(None), *places)], -1, 1)  # (N, *out, C) -> (N, C, *out)
+        index = (batch, slice(None), *places)
+        found = np.moveaxis(x[index], -1, 1)  # (N, *out, C) -> (N, C, *out)
         if kind == "nearest":
             return np.where(valid, found, empty).astype(x.dtype)
         weight = np.prod(weights, axis=0)[:, None]

@@ -17,8 +17,8 @@ _STEP, _REACH, _DEGREE = 1 / 16, 6.0, 8  # erf is 1 in double precision beyond 5
 def _erf_table() -> np.ndarray:
     """Taylor coefficients of erf around the multiples of _STEP up to _REACH: shape (_DEGREE + 1, nodes).
 
-    The derivatives of erf are Hermite polynomials times the bell curve: erf^(n+1)(a) = 2/sqrt(pi) (-1)^n H_n(a) e^(-a^2)
-    (Abramowitz and Stegun 7.1.19).
+    The derivatives of erf are Hermite polynomials times the bell curve (Abramowitz and Stegun 7.1.19):
+    erf^(n+1)(a) = 2/sqrt(pi) (-1)^n H_n(a) e^(-a^2).
     """
     nodes = np.arange(0, _REACH + _STEP, _STEP)
     bell = 2 / math.sqrt(math.pi) * np.exp(-nodes * nodes)

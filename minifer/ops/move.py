@@ -141,6 +141,12 @@ def _agreed(call, dims):
     return dims[0] if len(set(dims)) == 1 else next((d for d in dims if d is not None), None)
 
 
+def _sum(dims):
+    if all(isinstance(d, int) for d in dims):
+        return sum(dims)
+    return dims[0] if len(dims) == 1 else None
+
+
 def _infer_concat_at(call, axis):
     types = [call.tensor(i) for i in range(len(call.node.inputs))]
     if not types:
@@ -156,7 +162,7 @@ def _infer_concat_at(call, axis):
     at = wrap_axis(axis, rank, call.fail)
     out = [_agreed(call, dims) for dims in zip(*(s[:at] + (0,) + s[at + 1 :] for s in shapes))]
     along = [s[at] for s in shapes] if len(shapes) == len(types) else [None, None]
-    out[at] = sum(along) if all(isinstance(d, int) for d in along) else along[0] if len(along) == 1 else None
+    out[at] = _sum(along)
     return TensorType(types[0].dtype, tuple(out))
 
 
@@ -280,12 +286,12 @@ def _slice_plan(rank, starts, ends, axes, steps, fail):
 
 
 def _slice(x, starts, ends, axes=None, steps=None):
-    index = [slice(None)] * x.ndim
+    index: list = [slice(None)] * x.ndim + [...]  # the ellipsis keeps rank 0 an array
     for axis, start, end, step in _slice_plan(x.ndim, starts, ends, axes, steps, ShapeError):
         first, step, count = _range(x.shape[axis], start, end, step, ShapeError)
         stop = first + step * count
         index[axis] = slice(first, stop if stop >= 0 else None, step) if count else slice(0, 0)
-    return x[(*index, ...)]
+    return x[tuple(index)]
 
 
 def _slice_1(x, *, starts, ends, axes=None):

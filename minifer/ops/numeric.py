@@ -24,11 +24,6 @@ SIGNED = tuple(n for n in NUMBERS if n not in UNSIGNED)
 _NARROW_INTEGERS = {"int4": np.int8, "int2": np.int8, "uint4": np.uint8, "uint2": np.uint8}
 
 
-def single(value: float) -> float:
-    """`value` rounded to float32: the default of a float attribute, as a file would carry it."""
-    return float(np.float32(value))
-
-
 def kind_of(x: np.ndarray) -> str:
     """The element type name of an array."""
     return dtypes.from_numpy(x.dtype)

@@ -38,12 +38,13 @@ def _padded(shape, pairs, fail):
 def _place(x, shape, begins, fill):
     """`x` placed at `begins` (negative: cropped) of an array of `shape` that is else full of `fill`."""
     y = np.full(shape, fill, x.dtype)
-    source, target = [], []
+    source: list = []
+    target: list = []
     for have, size, begin in zip(x.shape, shape, begins):
         first, last = max(begin, 0), max(min(begin + have, size), max(begin, 0))
         target.append(slice(first, last))
         source.append(slice(first - begin, last - begin))
-    y[(*target, ...)] = x[(*source, ...)]
+    y[tuple(target)] = x[tuple(source)]
     return y
 
 

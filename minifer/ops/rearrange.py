@@ -5,6 +5,7 @@ DepthToSpace, SpaceToDepth, Col2Im, Trilu, ReverseSequence.
 
 from __future__ import annotations
 
+import math
 from itertools import product as every
 
 import numpy as np
@@ -125,7 +126,7 @@ def _col2im_plan(shape, image, block, dilations, pads, strides, fail):
         raise fail(f"the input must have rank 3 (batch, channels x block, blocks), and has {len(shape)}")
     if isinstance(shape[2], int) and shape[2] != product(counts):
         raise fail(f"the input has {shape[2]} blocks, and the image has room for {product(counts)}")
-    taps = product(block)
+    taps = math.prod(block)
     if isinstance(shape[1], int) and shape[1] % taps:
         raise fail(f"{shape[1]} rows do not divide by the {taps} elements of a block")
     channels = shape[1] // taps if isinstance(shape[1], int) else None
@@ -133,25 +134,26 @@ def _col2im_plan(shape, image, block, dilations, pads, strides, fail):
 
 
 def _col2im(x, image_shape, block_shape, *, dilations=(), pads=(), strides=()):
-    image, block, dilations, pads, strides, counts, channels = _col2im_plan(
-        x.shape, image_shape, block_shape, dilations, pads, strides, ShapeError
-    )
+    plan = _col2im_plan(x.shape, image_shape, block_shape, dilations, pads, strides, ShapeError)
+    image, block, dilations, pads, strides, counts, channels = plan
     rank, wide = len(image), np.float64 if x.dtype.kind in "fV" else x.dtype
     padded = [n + pads[i] + pads[rank + i] for i, n in enumerate(image)]
     out = np.zeros((x.shape[0], channels, *padded), wide)
     columns = x.reshape(x.shape[0], channels, *block, *counts)
+    every_image = (slice(None), slice(None))
     for tap in every(*map(range, block)):
         first = [t * d for t, d in zip(tap, dilations)]
         place = tuple(slice(f, f + (c - 1) * s + 1, s) for f, c, s in zip(first, counts, strides))
-        out[(..., *place)] += columns[(slice(None), slice(None), *tap)]
-    return out[(..., *(slice(pads[i], pads[i] + n) for i, n in enumerate(image)))].astype(x.dtype)
+        out[every_image + place] += columns[every_image + tap]
+    inner = tuple(slice(pads[i], pads[i] + n) for i, n in enumerate(image))
+    return out[every_image + inner].astype(x.dtype)
 
 
 def _infer_col2im(call):
     image, block, shape = call.value(1), call.value(2), call.shape(0) or (None,) * 3
     if image is not None and block is not None:
-        rest = (call.attr(name, ()) for name in ("dilations", "pads", "strides"))
-        *_, channels = _col2im_plan(shape, image, block, *rest, call.fail)
+        dilations, pads, strides = (call.attr(name, ()) for name in ("dilations", "pads", "strides"))
+        *_, channels = _col2im_plan(shape, image, block, dilations, pads, strides, call.fail)
         return TensorType(call.dtype(0), (shape[0], channels, *integers(image)))
     rank = call.shape(1)
     if rank is None or len(rank) != 1 or not isinstance(rank[0], int):

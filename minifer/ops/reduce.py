@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from minifer import dtypes
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType, Type
 from minifer.ops.cast import convert
@@ -23,7 +22,6 @@ from minifer.ops.numeric import (
     narrow,
     normal_axis,
     require,
-    unary_types,
     widen,
 )
 from minifer.ops.registry import Call, Op, register

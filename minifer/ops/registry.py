@@ -168,12 +168,17 @@ def register(op: Op) -> Op:
 def _load() -> None:
     global _loaded
     if not _loaded:
-        _loaded = True
         import minifer.ops as package
 
+        _loaded = True
+
         user = {key: list(entries) for key, entries in _TABLE.items()}
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"minifer.ops.{module.name}")
+        try:
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"minifer.ops.{module.name}")
+        except BaseException:
+            _loaded = False
+            raise
         for entries in user.values():  # what the user registered first still wins
             for op in entries:
                 register(op)

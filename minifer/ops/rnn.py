@@ -15,6 +15,7 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
+from minifer.ops.activation import sigmoid, softplus
 from minifer.ops.registry import Call, Op, register
 from minifer.ops.shapes import Fail
 from minifer.ops.window import wide
@@ -27,23 +28,13 @@ Step = Callable[[np.ndarray, tuple[np.ndarray, ...]], tuple[np.ndarray, ...]]
 # --- activations ---
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + e^-x), without overflow."""
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(x.dtype, copy=False)
-
-
-def _softplus(x: np.ndarray) -> np.ndarray:
-    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
-
-
 #: lower-case name -> (function of x, alpha, beta; default alpha; default beta). None: takes no such value
 _FUNCTIONS: dict[str, tuple[Callable[..., np.ndarray], float | None, float | None]] = {
     "relu": (lambda x, a, b: np.maximum(x, 0), None, None),
     "tanh": (lambda x, a, b: np.tanh(x), None, None),
     "sigmoid": (lambda x, a, b: sigmoid(x), None, None),
     "softsign": (lambda x, a, b: x / (1 + np.abs(x)), None, None),
-    "softplus": (lambda x, a, b: _softplus(x), None, None),
+    "softplus": (lambda x, a, b: softplus(x), None, None),
     "affine": (lambda x, a, b: a * x + b, 1.0, 0.0),
     "leakyrelu": (lambda x, a, b: np.where(x >= 0, x, a * x), 0.01, None),
     "thresholdedrelu": (lambda x, a, b: np.where(x >= a, x, 0), 1.0, None),
@@ -178,15 +169,19 @@ def walk(inputs: np.ndarray, states: tuple[np.ndarray, ...], step: Step, lens: n
     return (_backwards(y, lens) if reverse else y), states
 
 
-def layer(x, w, r, b, lens, initial, gates: int, make_step, *, direction, hidden_size, layout, p=None):
+def layer(
+    x, w, r, b, lens, initial, gates: int, make_step, *, direction, hidden_size, layout, p=None, prepare=None
+):  # fmt: skip
     """Run all directions. `make_step(d, r_d, recurrence bias)` gives the step of direction d; the input bias is added
-    before, the recurrence bias is the step's business. Returns y and each last state, in the dtype of x."""
+    before, the recurrence bias is the step's business. `prepare` changes the inputs before the product with w.
+    Returns y and each last state, in the dtype of x."""
     directions = _directions(ShapeError, direction, layout)
     shapes = {"X": x.shape, "W": w.shape, "R": r.shape}
     rest = dict(B=b, sequence_lens=lens, initial_h=initial[0], initial_c=initial[-1], P=p)
     shapes.update((name, None if v is None else v.shape) for name, v in rest.items())
     time, batch, hidden = check_shapes(ShapeError, shapes, gates, directions, hidden_size, layout)
     data = wide(x.swapaxes(0, 1) if layout else x)
+    data = prepare(data) if prepare else data
     lens = _lengths(lens, time, batch)
     bias = np.zeros((directions, 2 * gates * hidden), data.dtype) if b is None else wide(b)
     starts = [
@@ -259,24 +254,32 @@ def _gru(
     return layer(x, w, r, b, sequence_lens, (initial_h,), 3, make_step, **options)
 
 
-def lstm(
+def _lstm(
     x, w, r, b=None, sequence_lens=None, initial_h=None, initial_c=None, p=None, *, activation_alpha=None,
     activation_beta=None, activations=None, clip=None, direction="forward", hidden_size=None, input_forget=0, layout=0,
 ):  # fmt: skip
     """LSTM; gates in the order input, output, forget, cell. `p` (D, 3*H) are the peepholes of the first three."""
-    functions = parse_activations(
-        activations, activation_alpha, activation_beta, ("Sigmoid", "Tanh", "Tanh"),
-        _directions(ShapeError, direction, layout),
-    )  # fmt: skip
+    functions = (activations, activation_alpha, activation_beta)
+    options = dict(clip=clip, direction=direction, hidden_size=hidden_size, input_forget=input_forget, layout=layout)
+    return run_lstm(x, w, r, b, sequence_lens, initial_h, initial_c, p, functions, **options)
+
+
+def run_lstm(
+    x, w, r, b, sequence_lens, initial_h, initial_c, p, functions, *, clip, direction, hidden_size, input_forget,
+    layout=0, prepare=lambda v: v,
+):  # fmt: skip
+    """`functions` are the attributes (activations, activation_alpha, activation_beta); `prepare` changes x and h
+    before they meet their weights."""
+    parsed = parse_activations(*functions, ("Sigmoid", "Tanh", "Tanh"), _directions(ShapeError, direction, layout))
     bound = _clipper(clip)
 
     def make_step(d, r_d, bias):
-        f, g, h_of = functions[d]
+        f, g, h_of = parsed[d]
         look_i, look_o, look_f = (0, 0, 0) if p is None else np.split(wide(p[d]), 3)
 
         def step(gate, states):
             h, c = states
-            i, o, forget, cell = np.split(gate + h @ r_d.T + bias, 4, axis=1)
+            i, o, forget, cell = np.split(gate + prepare(h) @ r_d.T + bias, 4, axis=1)
             i = f(bound(i + look_i * c))
             forget = 1 - i if input_forget else f(bound(forget + look_f * c))
             c = forget * c + i * g(bound(cell))
@@ -285,11 +288,11 @@ def lstm(
 
         return step
 
-    options = dict(direction=direction, hidden_size=hidden_size, layout=layout, p=p)
+    options = dict(direction=direction, hidden_size=hidden_size, layout=layout, p=p, prepare=prepare)
     return layer(x, w, r, b, sequence_lens, (initial_h, initial_c), 4, make_step, **options)
 
 
 _OLD = ("output_sequence",)  # version 1: whether y is wanted; the output list says so too
-for _name, _gates, _states, _reference in (("RNN", 1, 1, _rnn), ("GRU", 3, 1, _gru), ("LSTM", 4, 2, lstm)):
+for _name, _gates, _states, _reference in (("RNN", 1, 1, _rnn), ("GRU", 3, 1, _gru), ("LSTM", 4, 2, _lstm)):
     register(Op(_name, since=1, infer=_infer(_gates, _states), reference=_reference, ignore=_OLD))
     register(Op(_name, since=7, infer=_infer(_gates, _states), reference=_reference))

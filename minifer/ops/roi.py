@@ -25,6 +25,14 @@ def _images(index, count):
     return index
 
 
+def _boxes(rois, spatial_scale):
+    """Regions on the scale of the feature map, in single precision or wider: 5 * 0.7f must stay 3.5."""
+    wide = rois if rois.dtype == np.float64 else rois.astype(np.float32)
+    if not np.isfinite(wide).all():
+        raise InputError("rois hold values that are not finite")
+    return wide * wide.dtype.type(spatial_scale)
+
+
 # --- MaxRoiPool
 
 
@@ -48,11 +56,9 @@ def _bins(first, last, count, size):
 def _max_roi_pool(x, rois, *, pooled_shape, spatial_scale=1.0):
     _regions(x.shape, rois.shape, 5, ShapeError)
     height, width = _pooled(pooled_shape, ShapeError)
-    wide, index = rois.astype(np.float64), _images(rois[:, 0], x.shape[0])
-    if not np.isfinite(wide).all():
-        raise InputError("rois hold values that are not finite")
-    scaled = wide[:, 1:] * np.float32(spatial_scale)
-    corners = (np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)).astype(np.int64)  # halves away from zero
+    boxes = _boxes(rois, spatial_scale)[:, 1:]
+    index = _images(rois[:, 0], x.shape[0])
+    corners = (np.sign(boxes) * np.floor(np.abs(boxes) + 0.5)).astype(np.int64)  # halves away from zero
     y = np.zeros((len(rois), x.shape[1], height, width), x.dtype)
     for r, (left, top, right, bottom) in enumerate(corners.tolist()):
         for i, (y0, y1) in enumerate(_bins(top, bottom, height, x.shape[2])):
@@ -92,7 +98,7 @@ def _align(image, rows, columns, out, mode):
     corners = [image[:, a[:, None], b] for a in (y0, y1) for b in (x0, x1)]
     parts = [np.where(np.outer(in_y, in_x), w * c, 0.0) for w, c in zip(weights, corners)]
     # The largest of the weighted corners, not of their sum, is what opset 10 fixed for mode max.
-    joined = sum(parts) if mode == "avg" else np.maximum.reduce(parts)
+    joined = np.sum(parts, axis=0) if mode == "avg" else np.maximum.reduce(parts)
     cells = joined.reshape(len(image), out[0], len(y0) // out[0], out[1], len(x0) // out[1])
     return cells.mean(axis=(2, 4)) if mode == "avg" else cells.max(axis=(2, 4))
 
@@ -105,23 +111,22 @@ def _roi_align(
     _check_align(mode, coordinate_transformation_mode, (output_height, output_width), sampling_ratio, InputError)
     if batch_indices.shape != rois.shape[:1]:
         raise ShapeError(f"batch_indices must have shape {list(rois.shape[:1])}, and have {list(batch_indices.shape)}")
-    index, out, half = _images(batch_indices, x.shape[0]), (output_height, output_width), 0.5
-    if coordinate_transformation_mode == "output_half_pixel":
-        half = 0.0
-    boxes = rois.astype(np.float64) * np.float32(spatial_scale) - half
-    if not np.isfinite(boxes).all():
-        raise InputError("rois hold values that are not finite")
+    index, out = _images(batch_indices, x.shape[0]), (output_height, output_width)
+    half = coordinate_transformation_mode == "half_pixel"
+    boxes = _boxes(rois, spatial_scale)
+    boxes = boxes - boxes.dtype.type(0.5) if half else boxes
     y = np.zeros((len(rois), x.shape[1], *out), x.dtype)
     if 0 in x.shape:
         return y
-    for r, (left, top, right, bottom) in enumerate(boxes.tolist()):
+    for r, (left, top, right, bottom) in enumerate(boxes):
         lines = []
         for start, end, count, size in ((top, bottom, out[0], x.shape[2]), (left, right, out[1], x.shape[3])):
-            length = end - start if half else max(end - start, 1.0)
+            length = end - start if half else max(end - start, end.dtype.type(1))
             per_cell = sampling_ratio or int(np.ceil(length / count))
             lines.append(_samples(start, length / count, count, per_cell, size) if per_cell > 0 else None)
-        if None not in lines:
-            y[r] = _align(x[index[r]].astype(np.float64), *lines, out, mode).astype(x.dtype)
+        rows, columns = lines
+        if rows and columns:
+            y[r] = _align(x[index[r]].astype(np.float64), rows, columns, out, mode).astype(x.dtype)
     return y
 
 

@@ -172,7 +172,7 @@ def _survivors(low, high, scores, most, iou_threshold, score_threshold):
     left = np.argsort(-scores, kind="stable")
     if score_threshold is not None:  # a box exactly at the threshold goes, as in every implementation of note
         left = left[scores[left] > score_threshold]
-    kept = []
+    kept: list[int] = []
     while left.size and len(kept) < most:
         best, left = left[0], left[1:]
         kept.append(best)

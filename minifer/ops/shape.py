@@ -171,7 +171,9 @@ def _infer_unsqueeze(call):
 
 
 def _infer_unsqueeze_1(call):
-    shape, axes = call.shape(0), call.attr("axes", ())
+    shape, axes = call.shape(0), call.attr("axes")
+    if axes is None:
+        raise call.fail("attribute axes is missing")
     return TensorType(call.dtype(0), None if shape is None else _unsqueezed(shape, axes, call.fail))
 
 

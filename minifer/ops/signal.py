@@ -11,6 +11,7 @@ from minifer import dtypes
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
 from minifer.ops.registry import Op, register
+from minifer.ops.resize import from_float64
 from minifer.ops.shapes import integers
 
 
@@ -82,12 +83,13 @@ def _infer_dft_at(call, axis):
         return TensorType(dtype, None if shape is None else (None,) * len(shape))
     flags = call.attr("inverse", 0), call.attr("onesided", 0)
     length = None if call.value(1) is None else _number(call.value(1), "dft_length", call.fail)
-    out, at, _ = _dft_shape(shape, axis, length, *flags, call.fail)
-    if call.has(1) and length is None:
-        out = out[:at] + (None,) + out[at + 1 :]
-    elif length is None and isinstance(shape[at], str) and not flags[1]:
-        out = out[:at] + (shape[at],) + out[at + 1 :]
-    return TensorType(dtype, out)
+    if call.has(1) and length is None:  # known at run time only
+        sizes, at, _ = _dft_shape((None,) * (len(shape) - 1) + shape[-1:], axis, None, *flags, call.fail)
+    else:
+        sizes, at, _ = _dft_shape(shape, axis, length, *flags, call.fail)
+    same = isinstance(shape[at], str) and not call.has(1) and not flags[1]
+    along = shape[at] if same else sizes[at]
+    return TensorType(dtype, (*shape[:at], along, *shape[at + 1 : -1], sizes[-1]))
 
 
 def _infer_dft(call):
@@ -142,17 +144,23 @@ def _stft(signal, frame_step, window=None, frame_length=None, *, onesided=1):
     return _pairs((np.fft.rfft if onesided else np.fft.fft)(frames, axis=-1), signal.dtype)
 
 
-def _infer_stft(call):
-    shape, window = call.shape(0), call.shape(2) if call.has(2) else None
-    if shape is None:
-        return TensorType(call.dtype(0), (None, None, None, 2))
+def _infer_frame_length(call, signal):
+    """The length of a frame where it is known, else None."""
+    window = call.shape(2) if call.has(2) else None
     if window is not None and len(window) != 1:
         raise call.fail("the window must be 1-D")
+    size = window[0] if window and isinstance(window[0], int) else None
+    if call.value(3) is not None:
+        return _frame_length(signal, size, _number(call.value(3), "frame_length", call.fail), call.fail)
+    return size if call.has(2) or call.has(3) else signal
+
+
+def _infer_stft(call):
+    shape = call.shape(0)
+    if shape is None:
+        return TensorType(call.dtype(0), (None, None, None, 2))
     step = None if call.value(1) is None else _number(call.value(1), "frame_step", call.fail)
-    length = None if call.value(3) is None else _number(call.value(3), "frame_length", call.fail)
-    if (call.has(2) and window is None) or (call.has(3) and length is None and window is None):
-        length = length or "?"  # known at run time only
-    length = _frame_length(shape[1] if len(shape) > 1 else None, window[0] if window else None, length, call.fail)
+    length = _infer_frame_length(call, shape[1] if len(shape) > 1 else None)
     return TensorType(call.dtype(0), _stft_shape(shape, step, length, call.attr("onesided", 1), call.fail))
 
 
@@ -178,7 +186,7 @@ def _window(coefficients):
         if count == 1 and not periodic:
             return np.ones(1, dtype)  # the formula has no value here
         angle = 2 * np.pi * np.arange(count) / max(count - (not periodic), 1)
-        return sum(c * np.cos(k * angle) for k, c in enumerate(coefficients)).astype(dtype)
+        return from_float64(sum(c * np.cos(k * angle) for k, c in enumerate(coefficients)), dtype)
 
     return window
 
@@ -209,7 +217,7 @@ def _mel_weight_matrix(num_mel_bins, dft_length, sample_rate, lower_edge_hertz, 
     rise = np.where(centre > left, (at - left) / (centre - left), at == centre)
     fall = (right - at) / (right - centre)
     weight = np.where((at >= left) & (at <= centre), rise, np.where((at > centre) & (at < right), fall, 0.0))
-    return weight.astype(dtype)
+    return from_float64(weight, dtype)
 
 
 def _infer_mel_weight_matrix(call):

@@ -27,6 +27,7 @@ from minifer.plan.plan import ARENA, KernelStep, Plan, PythonStep, Slot
 from minifer.runtime.records import Table, build_tables
 
 PLANS_KEPT = 64  # plans per graph and per stage
+VALUES_KEPT = 4  # values of a scalar integer input that get plans of their own
 WORKSPACES_KEPT = 4
 
 #: what a kernel's status means
@@ -124,8 +125,13 @@ def loose_type(value: Any) -> Type:
 class Executor:
     """Runs one graph. `known` are the values of outer names (for a subgraph) that never change."""
 
-    def __init__(self, graph: Graph, settings: Settings, known: Mapping[str, Any] | None = None):
+    def __init__(
+        self, graph: Graph, settings: Settings, known: Mapping[str, Any] | None = None, specialise: bool = False
+    ):
+        """`specialise`: plan anew for each value of a scalar integer or boolean input, as long as there are few. A model
+        that branches on such an input (a sampling rate, a mode) then runs as straight-line code."""
         self.graph = graph
+        self._values: dict[str, set[Any]] | None = {} if specialise else None
         self.settings = settings
         self.known = {**(known or {}), **graph.consts}
         self.scope = Scope(graph, graph.nodes, self._run_known, settings.native, settings.threads, Packed())
@@ -136,7 +142,8 @@ class Executor:
 
     def stage_for(self, feeds: Mapping[str, Any]) -> Stage:
         """The first stage for these inputs (and captured values)."""
-        key = tuple((n, key_of(v)) for n, v in feeds.items())
+        fixed = self._fixed(feeds) if self._values is not None else {}
+        key = tuple((n, fixed[n].tobytes() if n in fixed else None, key_of(v)) for n, v in feeds.items())
         found = self.stages.get(key)
         if found is not None:
             return found
@@ -145,7 +152,21 @@ class Executor:
             for name, value in self.known.items():
                 types.setdefault(name, type_of_value(value))
             known = {n: v for n, v in self.known.items() if n not in feeds}
+            known.update((n, v.copy()) for n, v in fixed.items())
             return self._keep(self.stages, key, self._make(0, types, known))
+
+    def _fixed(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The inputs whose values the plan may take for granted."""
+        assert self._values is not None
+        found = {}
+        for name, value in feeds.items():
+            if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "iub":
+                seen = self._values.setdefault(name, set())
+                if len(seen) <= VALUES_KEPT:
+                    seen.add(value.reshape(-1)[0].item())
+                    if len(seen) <= VALUES_KEPT:
+                        found[name] = value
+        return found
 
     def _next_stage(self, stage: Stage, env: Mapping[str, Any]) -> Stage:
         names = [n for n, s in stage.plan.outputs if s == n]

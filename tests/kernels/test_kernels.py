@@ -1,0 +1,137 @@
+"""One test for every kernel: reference = plain Python body = compiled, on one thread and on several.
+
+`python -m pytest tests/kernels/test_kernels.py -k NAME` tests the kernels whose name contains NAME.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minifer.kernels as kernels
+from minifer.codegen import build, emit, library, objects
+from minifer.kernels.spec import KERNELS, KernelSpec
+from minifer.kernels.target import TARGETS, host
+
+BROKEN: dict[str, Exception] = {}
+FAMILIES = [m.name for m in pkgutil.iter_modules(kernels.__path__)]
+for _family in FAMILIES:
+    try:
+        importlib.import_module(f"minifer.kernels.{_family}")
+    except Exception as problem:
+        BROKEN[_family] = problem
+
+GUARD = 128
+
+
+class Guarded:
+    """A copy of the arguments whose arrays lie between guard bytes, at odd multiples of their element size."""
+
+    def __init__(self, arguments: dict, shift: int):
+        self.arrays: dict[str, tuple[np.ndarray, int, int]] = {}
+        self.arguments = {}
+        for name, value in arguments.items():
+            if isinstance(value, np.ndarray):
+                start = GUARD + shift * value.itemsize
+                raw = np.full(value.nbytes + 3 * GUARD, 0xA5, np.uint8)
+                view = raw[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
+                view[...] = value
+                self.arrays[name] = (raw, start, start + value.nbytes)
+                value = view
+            self.arguments[name] = value
+
+    def check(self) -> None:
+        for name, (raw, start, end) in self.arrays.items():
+            outside = (raw[:start] != 0xA5).any() or (raw[end:] != 0xA5).any()
+            assert not outside, f"memory outside of {name} was written"
+
+
+def assert_close(spec: KernelSpec, name: str, got: np.ndarray, expected, how: str) -> None:
+    """|got - expected| <= tolerance * magnitude, element by element; NaN and infinities must agree."""
+    expected, magnitude = expected if isinstance(expected, tuple) else (expected, None)
+    expected = np.asarray(expected)
+    assert got.shape == expected.shape, f"{spec.name}: {how}: {name} has shape {got.shape}, reference {expected.shape}"
+    if spec.tolerance == 0 or got.dtype.kind not in "f":
+        same = (got == expected) | ((got != got) & (expected != expected))
+        if spec.tolerance == 0 or same.all():
+            assert same.all(), f"{spec.name}: {how}: {name} differs: {got[~same][:4]} instead of {expected[~same][:4]}"
+            return
+    a, b = got.astype(np.float64), expected.astype(np.float64)
+    with np.errstate(all="ignore"):
+        bound = spec.tolerance * np.maximum(1.0, np.abs(b) if magnitude is None else magnitude)
+        fine = (np.abs(a - b) <= bound) | (a == b) | (np.isnan(a) & np.isnan(b))
+    worst = np.flatnonzero(~fine.reshape(-1))
+    assert fine.all(), f"{spec.name}: {how}: {name}{worst[:4]} = {a[~fine][:4]} instead of {b[~fine][:4]}"
+
+
+def check_result(spec: KernelSpec, before: dict, after: dict, expected: dict, status: int, how: str) -> None:
+    wanted = expected.get("status", 0)
+    assert status == wanted, f"{spec.name}: {how}: status {status}, expected {wanted}"
+    for name, value in before.items():
+        if name in spec.outputs:
+            if name in expected:
+                assert_close(spec, name, after[name], expected[name], how)
+        elif isinstance(value, np.ndarray):
+            same = value.view(np.uint8) == after[name].view(np.uint8) if value.size else np.True_
+            assert np.all(same), f"{spec.name}: {how}: input {name} was changed"
+
+
+def run_threads(spec: KernelSpec, arguments: dict, nthreads: int, rng) -> tuple[dict, int]:
+    """The compiled kernel's arguments after all tids ran one after another in random order, and the worst status."""
+    guarded = Guarded(arguments, int(rng.integers(0, 8)))
+    statuses = [library.run(spec, guarded.arguments, int(tid), nthreads) for tid in rng.permutation(nthreads)]
+    guarded.check()
+    return guarded.arguments, max(statuses, key=abs)
+
+
+@pytest.mark.parametrize("name", sorted(k for k, s in KERNELS.items() if s.body.__module__.startswith("minifer.")))
+def test_kernel(name):
+    spec = KERNELS[name]
+    assert spec.reference is not None and spec.example is not None, f"kernel {name} has no reference or example"
+    library.ensure([spec])
+
+    @settings(max_examples=10, deadline=None, database=None, derandomize=True)
+    @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(2, 5))
+    def check(seed, size, nthreads):
+        rng = np.random.default_rng(seed)
+        arguments = spec.draw(rng, size)
+        with np.errstate(all="ignore"):
+            expected = spec.reference(**{k: v.copy() if isinstance(v, np.ndarray) else v for k, v in arguments.items()})
+
+        plain = Guarded(arguments, 0)
+        status = spec(**plain.arguments)
+        check_result(spec, arguments, plain.arguments, expected, status, "Python body")
+
+        single, status = run_threads(spec, arguments, 1, rng)
+        check_result(spec, arguments, single, expected, status, "compiled")
+
+        several, status = run_threads(spec, arguments, nthreads, rng)
+        assert (status != 0) == (expected.get("status", 0) != 0), f"{name}: status {status} on {nthreads} threads"
+        if status == 0:
+            for output in spec.outputs:
+                one, many = single[output], several[output]
+                assert one.tobytes() == many.tobytes(), f"{name}: {output} differs between 1 and {nthreads} threads"
+
+    check()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_imports(family):
+    if family in BROKEN:
+        raise BROKEN[family]
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v2", "aarch64", "wasm32"])
+@pytest.mark.parametrize("unit", build.registered_units(FAMILIES), ids=lambda u: ".".join(u).removeprefix("minifer.kernels."))
+def test_needs_no_library(unit, target):
+    """Every unit compiles for every target and leaves no symbol undefined."""
+    code = build.object_code(unit, TARGETS[target])
+    assert objects.undefined_symbols(code) == set()
+    if target == host().name:
+        names = [s.name for s in build.specs_of(unit)]
+        assert "memcpy" not in emit.emit_assembly(build.raw_ir(unit, TARGETS[target]), names, TARGETS[target])

@@ -1,0 +1,120 @@
+"""The pool and the runner: tables of kernels on one thread and several, from several callers, after sleep and fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from minifer.ir import Node
+from minifer.kernels import move, runner
+from minifer.plan.plan import Buffer, KernelStep, Plan, Slot
+from minifer.runtime.pool import SPINS, Pool, pool
+from minifer.runtime.records import barriers, build_tables
+
+ROWS, COLUMNS = 300, 500
+
+
+def _slot(base: int, rows: int, columns: int) -> Slot:
+    return Slot(Buffer("array", rows * columns * 4, base=base), "int32", (rows, columns))
+
+
+def _table(length: int):
+    """x -> transposed -> back -> ... `length` times, through two arrays; every step needs the one before."""
+    a, b = _slot(2, ROWS, COLUMNS), _slot(3, COLUMNS, ROWS)
+    steps = []
+    for i in range(length):
+        source, target = (a, b) if i % 2 == 0 else (b, a)
+        rows, columns = source.shape
+        node = Node("Transpose", ("x",), ("y",))
+        steps.append(
+            KernelStep(move.transpose_matrices["u32"], (source, target, 1, rows, columns), node, (source,), (target,))
+        )
+    return build_tables(Plan(tuple(steps), bases=4))[0]
+
+
+def _run(table, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    x = np.arange(ROWS * COLUMNS, dtype=np.int32).reshape(ROWS, COLUMNS)
+    y = np.zeros((COLUMNS, ROWS), np.int32)
+    bases = np.array([0, 0, x.ctypes.data, y.ctypes.data], np.int64)
+    assert table.run(bases, threads) is None
+    return x, y
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_dependent_steps_run_in_order(threads):
+    table = _table(7)
+    expected = np.arange(ROWS * COLUMNS, dtype=np.int32).reshape(ROWS, COLUMNS)
+    for _ in range(20):
+        x, y = _run(table, threads)
+        assert np.array_equal(x, expected) and np.array_equal(y, expected.T)
+
+
+def test_every_dependent_step_has_a_barrier():
+    assert [int(w) for w in _table(5).words[:, 2]] == [0, 1, 1, 1, 1]
+
+
+def test_independent_steps_have_none():
+    node = Node("Transpose", ("x",), ("y",))
+    source = _slot(2, 4, 4)
+    steps = [KernelStep(move.transpose_matrices["u32"], (), node, (source,), (_slot(3 + i, 4, 4),)) for i in range(3)]
+    assert barriers(steps) == [0, 0, 0]
+
+
+def test_callers_on_many_threads_share_the_workers():
+    table, errors = _table(5), []
+
+    def work():
+        for _ in range(30):
+            x, y = _run(table, 2)
+            if not np.array_equal(x, y.T):
+                errors.append("wrong result")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(60)
+        assert not t.is_alive()
+    assert not errors
+
+
+def test_workers_sleep_when_idle_and_wake_again():
+    table = _table(3)
+    _run(table, 2)
+    states = pool(2)._states
+    deadline = time.monotonic() + 10
+    while (states != runner.ASLEEP).any() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (states == runner.ASLEEP).all(), f"still awake after {SPINS} turns"
+    before = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - before < 0.05
+    x, y = _run(table, 2)
+    assert np.array_equal(x, y.T)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_makes_its_own_workers():
+    table = _table(3)
+    _run(table, 2)
+    child = os.fork()
+    if child == 0:
+        x, y = _run(table, 2)
+        os._exit(0 if np.array_equal(x, y.T) else 1)
+    deadline = time.monotonic() + 20
+    done, status = 0, 0
+    while not done and time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.01)
+    if not done:
+        os.kill(child, 9)
+    assert done and os.waitstatus_to_exitcode(status) == 0
+
+
+def test_pool_of_one_has_no_workers():
+    assert Pool(1)._states.size == 0
