@@ -20,6 +20,7 @@ from minifer.kernels.simd import (
     MR,
     NR,
     address_of,
+    as_ptr,
     lanes,
     rows_table,
     share,
@@ -135,7 +136,7 @@ def conv_example(rng, size):
         "bias": rng.standard_normal(groups * fg).astype("f"),
         "residual": rng.standard_normal(shape).astype("f"),
         "y": np.full(shape, np.nan, "f"),
-        "zeros": np.zeros(int(g[RUN]), "f"),
+        "zeros": np.zeros(int(g[RUN]) * groups, "f"),
         "table": np.zeros(4 * scratch_words(g), np.int64),
         "g": g,
         "code": int(rng.integers(0, 2)),
@@ -154,7 +155,7 @@ def conv(
     """y = activate(conv(x, weight) + bias + residual).
 
     x: (batch, depth, height, width, channels); weight: see pack_weights; bias: (filters,); residual and
-    y: (batch, out depth, out height, out width, filters); zeros: RUN zeros; table: scratch_words per thread.
+    y: (batch, out depth, out height, out width, filters); zeros: RUN * GROUPS zeros; table: scratch_words per thread.
     2 * pixels * taps * channels / groups * filters FLOPs. Each result is one sum in the order taps, channels.
     Error: (terms) * 2^-24 times the sum of absolute products at most; about its square root in practice.
     Work is split over blocks of output pixels, or over panels of filters where there are few blocks.
@@ -168,7 +169,10 @@ def conv(
     panels = (of_group + NR - 1) // NR
     blocks = (pixels + block - 1) // block
     mine = table + tid * (block * g[TAPS_D] * g[TAPS_H] * g[TAPS_W])
-    nothing = (address_of(zeros) - address_of(x)) // 4
+    # entries count from the lower of the two arrays that a row may lie in
+    base = as_ptr(min(address_of(x), address_of(zeros)), f32)
+    origin = (address_of(x) - address_of(base)) // 4
+    nothing = (address_of(zeros) - address_of(base)) // 4
     # few blocks: all threads walk all blocks and share the panels
     by_block = blocks >= 2 * nthreads
     block_from = share(blocks, tid, nthreads) if by_block else 0
@@ -180,7 +184,7 @@ def conv(
     for at in range(block_from, block_to):
         p0 = at * block
         count = min(block, pixels - p0)
-        fill_table(mine, g, p0, count, per_row, nothing)
+        fill_table(mine, g, p0, count, per_row, origin, nothing)
         for q in range(panel_from, panel_to):
             group, panel = q // panels, q % panels
             n = min(NR, of_group - panel * NR)
@@ -188,7 +192,7 @@ def conv(
             b = weight + q * (entries * run * NR)
             for i in range(0, count, MR):
                 m = min(MR, count - i)
-                acc = product(x + group * run, mine + i * entries, b, entries, run, m)
+                acc = product(base + group * run, mine + i * entries, b, entries, run, m)
                 if has_bias != 0:
                     acc = tile_bias(acc, bias + column, n)
                 corner = (p0 + i) * filters + column
@@ -215,10 +219,10 @@ def product(x, table, b, entries, run, m):
     return acc
 
 
-def fill_table(table, g, p0, count, per_row, nothing):
+def fill_table(table, g, p0, count, per_row, origin, nothing):
     """Where the run of each tap begins for the pixels p0 .. p0 + count, tile by tile: entries of m pixels each.
 
-    `nothing` is where the zeros lie, relative to the input.
+    `origin` is where the input begins, `nothing` where the zeros lie.
     """
     width, height, depth = g[IN_W], g[IN_H], g[IN_D]
     channels = g[CHANNELS]
@@ -244,7 +248,7 @@ def fill_table(table, g, p0, count, per_row, nothing):
                 inside = d >= 0 and d < depth and h >= 0 and h < height
                 for kw in range(per_row):
                     w = w0 + kw * g[DILATION_W]
-                    at[0] = (line + w) * channels if inside and w >= 0 and w < width else nothing
+                    at[0] = origin + (line + w) * channels if inside and w >= 0 and w < width else nothing
                     at = at + m
 
 

@@ -115,6 +115,8 @@ def type_of_value(value: Any) -> Type:
         return SparseTensorType(dtypes.from_numpy(value.values.dtype), value.shape)
     if value is None:
         return OptionalType(None)
+    if isinstance(value, str | int | float):  # a value of a map; ONNX maps hold scalars
+        return TensorType("string" if isinstance(value, str) else "int64" if isinstance(value, int) else "float32", ())
     raise TypeError(f"{type(value).__name__} is no ONNX value")
 
 

@@ -377,9 +377,10 @@ class InferenceSession:
         """Take a list of providers; all but CPUExecutionProvider are passed over with a warning."""
         options = list(provider_options or ())
         for i, provider in enumerate(providers or ()):
-            name, own = (provider, options[i] if i < len(options) else {}) if isinstance(provider, str) else provider
-            if not isinstance(name, str):
-                raise ValueError("'providers' values must be either strings or (string, dict) tuples.")
+            pair = (provider, options[i] if i < len(options) else {}) if isinstance(provider, str) else provider
+            if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+                raise ValueError(f"'providers' holds names or (name, options) pairs, not {provider!r}")
+            name, own = pair
             if name == _PROVIDER:
                 self._provider_options = {key: str(value) for key, value in (own or {}).items()}
             else:

@@ -15,10 +15,10 @@ def bytes_text(count: float) -> str:
 
 
 def count_text(count: float) -> str:
-    """770000000 -> "770.0 M"."""
-    for unit in ("", "k", "M", "G", "T"):
-        if count < 1000 or unit == "T":
-            return f"{count:.0f}" if unit == "" else f"{count:.1f} {unit}"
+    """770000000 -> "770.0 M", to stand before a unit."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if count < 1000 or prefix == "T":
+            return f"{count:.0f} " if prefix == "" else f"{count:.1f} {prefix}"
         count /= 1000
     raise AssertionError
 

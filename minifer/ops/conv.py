@@ -15,6 +15,7 @@ import numpy as np
 
 from minifer.errors import ShapeError
 from minifer.ir import Dim, TensorType
+from minifer.ops.lower_conv import lower_conv
 from minifer.ops.registry import Call, Op, register
 from minifer.ops.shapes import Fail
 from minifer.ops.window import AUTO_PADS, Window, per_axis, slide, split_pads, wide, window_of_call
@@ -181,7 +182,7 @@ def infer_conv(call: Call) -> TensorType:
     return TensorType(call.dtype(0), _conv_shape(call, 0, 1, 2))
 
 
-register(Op("Conv", since=1, infer=infer_conv, reference=conv_reference))
+register(Op("Conv", since=1, infer=infer_conv, reference=conv_reference, lower=lower_conv))
 
 
 # --- ConvTranspose ---

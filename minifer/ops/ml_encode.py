@@ -43,7 +43,9 @@ def _choose(positions: np.ndarray, values: np.ndarray, default: Any) -> np.ndarr
     table = np.empty(len(values) + 1, values.dtype)
     table[:-1] = values
     table[-1] = default
-    return table[positions]
+    out = np.empty(positions.shape, values.dtype)
+    out[...] = table[positions]
+    return out
 
 
 def _array(values: Any) -> np.ndarray:
@@ -189,7 +191,7 @@ def _one_hot(x, *, cats_int64s=(), cats_strings=(), zeros=1):
     at = np.where(valid, _look_up(whole, _array(categories)), -1)
     if not zeros and (at < 0).any():
         missing = x[at < 0].reshape(-1)[0]
-        raise InputError(f"{missing!r} is in no category, and the attribute zeros forbids that")
+        raise InputError(f"{missing!s} is in no category, and the attribute zeros=0 forbids that")
     return (at[..., None] == np.arange(len(categories))).astype(np.float32)
 
 
@@ -231,7 +233,7 @@ def _infer_array_feature_extractor(call: Call) -> Type:
 
 
 def _binarizer(x, *, threshold=0.0):
-    return (x > threshold).astype(x.dtype)
+    return np.asarray(x > threshold).astype(x.dtype)
 
 
 def _feature_vectorizer(*inputs, inputdimensions=()):

@@ -72,9 +72,10 @@ def _window(x, kernel_shape, **options) -> Window:
 # --- AveragePool ---
 
 
-def _average_pool(
+def average_pool(
     x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, count_include_pad=0, dilations=None, pads=None, strides=None
 ):
+    """AveragePool of a float tensor; sums in float32 or wider."""
     window = _window(
         x, kernel_shape, strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad, ceil_mode=ceil_mode
     )
@@ -82,7 +83,7 @@ def _average_pool(
     return (total / _counts(window, x.shape[2:], count_include_pad).astype(total.dtype)).astype(x.dtype)
 
 
-register(Op("AveragePool", since=1, infer=_infer_pool, reference=_average_pool))
+register(Op("AveragePool", since=1, infer=_infer_pool, reference=average_pool))
 
 
 # --- MaxPool ---
@@ -92,16 +93,23 @@ def _lowest(dtype: np.dtype):
     return np.iinfo(dtype).min if dtype.kind in "iu" else -np.inf
 
 
-def _max_pool(
-    x, *, ctx, kernel_shape, auto_pad="NOTSET", ceil_mode=0, dilations=None, pads=None, storage_order=0, strides=None
-):
+def max_pool(x, *, kernel_shape, auto_pad="NOTSET", ceil_mode=0, dilations=None, pads=None, strides=None):
+    """The maxima alone, of a float or integer tensor."""
     window = _window(
         x, kernel_shape, strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad, ceil_mode=ceil_mode
     )
     data = x if x.dtype.kind in "iu" else wide(x)
+    return _reduce_windows(data, window, np.maximum, _lowest(data.dtype)).astype(x.dtype, copy=False)
+
+
+def _max_pool(
+    x, *, ctx, kernel_shape, auto_pad="NOTSET", ceil_mode=0, dilations=None, pads=None, storage_order=0, strides=None
+):
+    options = dict(strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad, ceil_mode=ceil_mode)
     if not ctx.wants(1):
-        return _reduce_windows(data, window, np.maximum, _lowest(data.dtype)).astype(x.dtype, copy=False)
-    y, index = _max_with_index(data, window, storage_order)
+        return max_pool(x, kernel_shape=kernel_shape, **options)
+    data = x if x.dtype.kind in "iu" else wide(x)
+    y, index = _max_with_index(data, _window(x, kernel_shape, **options), storage_order)
     return y.astype(x.dtype, copy=False), index
 
 

@@ -73,7 +73,7 @@ def _clipper(clip: float | None) -> Activation:
 # --- shapes ---
 
 
-def _directions(fail: Fail, direction: str, layout: int) -> int:
+def direction_count(fail: Fail, direction: str, layout: int) -> int:
     if direction not in _DIRECTIONS:
         raise fail(f"direction '{direction}' is not one of {', '.join(_DIRECTIONS)}")
     if layout not in (0, 1):
@@ -121,7 +121,7 @@ def _infer(gates: int, states: int):
 
     def infer(call: Call) -> list[TensorType]:
         layout = call.attr("layout", 0)
-        directions = _directions(call.fail, call.attr("direction", "forward"), layout)
+        directions = direction_count(call.fail, call.attr("direction", "forward"), layout)
         shapes = {name: call.shape(i) if call.has(i) else None for i, name in enumerate(_INPUTS)}
         time, batch, hidden = check_shapes(call.fail, shapes, gates, directions, call.attr("hidden_size"), layout)
         state = (batch, directions, hidden) if layout else (directions, batch, hidden)
@@ -175,7 +175,7 @@ def layer(
     """Run all directions. `make_step(d, r_d, recurrence bias)` gives the step of direction d; the input bias is added
     before, the recurrence bias is the step's business. `prepare` changes the inputs before the product with w.
     Returns y and each last state, in the dtype of x."""
-    directions = _directions(ShapeError, direction, layout)
+    directions = direction_count(ShapeError, direction, layout)
     shapes = {"X": x.shape, "W": w.shape, "R": r.shape}
     rest = dict(B=b, sequence_lens=lens, initial_h=initial[0], initial_c=initial[-1], P=p)
     shapes.update((name, None if v is None else v.shape) for name, v in rest.items())
@@ -211,7 +211,7 @@ def _rnn(
     activations=None, clip=None, direction="forward", hidden_size=None, layout=0,
 ):  # fmt: skip
     functions = parse_activations(
-        activations, activation_alpha, activation_beta, ("Tanh",), _directions(ShapeError, direction, layout)
+        activations, activation_alpha, activation_beta, ("Tanh",), direction_count(ShapeError, direction, layout)
     )
     bound = _clipper(clip)
 
@@ -229,7 +229,7 @@ def _gru(
 ):  # fmt: skip
     functions = parse_activations(
         activations, activation_alpha, activation_beta, ("Sigmoid", "Tanh"),
-        _directions(ShapeError, direction, layout),
+        direction_count(ShapeError, direction, layout),
     )  # fmt: skip
     bound = _clipper(clip)
 
@@ -270,7 +270,9 @@ def run_lstm(
 ):  # fmt: skip
     """`functions` are the attributes (activations, activation_alpha, activation_beta); `prepare` changes x and h
     before they meet their weights."""
-    parsed = parse_activations(*functions, ("Sigmoid", "Tanh", "Tanh"), _directions(ShapeError, direction, layout))
+    names, alphas, betas = functions
+    directions = direction_count(ShapeError, direction, layout)
+    parsed = parse_activations(names, alphas, betas, ("Sigmoid", "Tanh", "Tanh"), directions)
     bound = _clipper(clip)
 
     def make_step(d, r_d, bias):

@@ -497,7 +497,7 @@ class Lowering:
             return None
         index = uses[0]
         node = scope.nodes[index]
-        if index in self.planner.done or index in self.absorbed or index in scope.dynamic or node.subgraphs:
+        if index in self.planner.done or index in self.absorbed or index in scope.dynamic or node.subgraphs_any:
             return None
         return (index, node) if node.inputs.count(name) == 1 and len([n for n in node.outputs if n]) == 1 else None
 
