@@ -137,7 +137,7 @@ def conv_example(rng, size):
         "residual": rng.standard_normal(shape).astype("f"),
         "y": np.full(shape, np.nan, "f"),
         "zeros": np.zeros(int(g[RUN]) * groups, "f"),
-        "table": np.zeros(4 * scratch_words(g), np.int64),
+        "table": np.zeros(8 * scratch_words(g), np.int64),
         "g": g,
         "code": int(rng.integers(0, 2)),
         "first": 0.25,

@@ -1,8 +1,8 @@
 """Writing elements at positions that stand in a tensor: Scatter in its forms, OneHot, caches.
 
-Elements are moved by width, or joined with what stands there (sum, product, maximum, minimum) by type. Indices are as in
-`gather`: checked before memory is touched, status 1 where one is out of range. A scatter may name a place twice: the
-updates of a place are applied in order, by one thread.
+Elements are moved by width, or joined with what stands there (sum, product, maximum, minimum) by type. Indices are as
+in `gather`: checked before memory is touched, status 1 where one is out of range. A scatter may name a place twice:
+the updates of a place are applied in order, by one thread.
 """
 
 import numpy as np

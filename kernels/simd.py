@@ -219,8 +219,10 @@ def _like(x, y):
 
 
 def _same(*values):
-    """All values in the type of the first vector among them, else of the first."""
-    first = next((v for v in values if isinstance(v, np.ndarray) and v.ndim), values[0])
+    """All values in the type of the first vector among them, else as f32 if one is, else in the type of the first."""
+    first = next((v for v in values if isinstance(v, np.ndarray) and v.ndim), None)
+    if first is None:
+        first = next((v for v in values if isinstance(v, np.float32)), values[0])
     return [_like(first, v) for v in values]
 
 
@@ -318,7 +320,11 @@ def vgather(p: Ptr, indices: Vec) -> Vec:
 
 @primitive
 def vfma(a, b, c):
-    """a * b + c, rounded once where the target can. Vectors or numbers; numbers take the first vector's type."""
+    """a * b + c, rounded once where the target can.
+
+    Vectors or numbers, mixed as you like: numbers take the first vector's type; without a vector all become f32 if
+    one is f32. This holds for all arithmetic functions below.
+    """
     a, b, c = _same(a, b, c)
     if _dtype(a) == np.float32:
         product = np.asarray(a, np.float64) * np.asarray(b, np.float64) + np.asarray(c, np.float64)

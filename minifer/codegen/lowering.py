@@ -107,13 +107,13 @@ def mangled(kind: ir.Type) -> str:
 
 
 def unify(*kinds):
-    """The common type of a vector operation's arguments: the first vector, else the first number."""
+    """The common type of a vector operation's arguments: the first vector, else f32 if one is, else the first number."""
     vectors = [k for k in kinds if isinstance(k, VectorType)]
-    if not vectors:
-        return types.unliteral(kinds[0]) if all(is_number(k) for k in kinds) else None
-    first = vectors[0]
-    agree = all(v is first or v == first for v in vectors) and all(isinstance(k, VectorType) or is_number(k) for k in kinds)
-    return first if agree else None
+    if not all(isinstance(k, VectorType) or is_number(k) for k in kinds) or any(v != vectors[0] for v in vectors):
+        return None
+    if vectors:
+        return vectors[0]
+    return types.float32 if types.float32 in kinds else types.unliteral(kinds[0])
 
 
 def lane_wise(*functions: Callable, mask: bool = False, floats_only: bool = False) -> Callable:

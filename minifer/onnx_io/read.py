@@ -33,6 +33,9 @@ MAX_INLINED = 5_000_000  # nodes and their names that calls may expand to: a few
 MAX_NESTING = 64  # of function calls and subgraphs
 MAX_NAME = 400  # characters of a name that is made up
 
+#: Of functions that `write` wrapped around a node of another opset version: what is in them keeps its name.
+FUNCTION_DOMAIN = "minifer.versions"
+
 _KNOWN_FORMATS = (
     (b"<", "it looks like a web page or XML, perhaps the page about the model instead of the file"),
     (b"version https://git-lfs", "it is a Git LFS pointer; fetch the real file with `git lfs pull`"),
@@ -192,7 +195,7 @@ class _Reader:
         graph.check()
         return Model(
             graph,
-            opsets,
+            {domain: version for domain, version in opsets.items() if domain != FUNCTION_DOMAIN},
             proto.ir_version,
             producer=proto.producer_name,
             producer_version=proto.producer_version,
@@ -377,7 +380,7 @@ class _Reader:
             scope=_Scope(),
             opsets={**place.opsets, **_opsets(function)},
             attrs=self.bound(function, attrs, place, title),
-            prefix=_join(place.prefix, prefix),
+            prefix=place.prefix if key[0] == FUNCTION_DOMAIN else _join(place.prefix, prefix),
             calls=(*place.calls, key),
             fresh=True,
         )

@@ -182,7 +182,9 @@ def read_dense(proto: Any, files: ExternalFiles | None = None, who: str = "") ->
     sparse = read_sparse(proto, files, who)
     size = math.prod(sparse.shape) * sparse.values.dtype.itemsize
     if size > max(MAX_DENSE, MAX_GROWTH * (sparse.values.nbytes + sparse.indices.nbytes)):
-        raise UnsupportedError(f"{who} stores {len(sparse.values)} values and would take {size:,} bytes as a dense array")
+        raise UnsupportedError(
+            f"{who} stores {len(sparse.values)} values and would take {size:,} bytes as a dense array"
+        )
     out = sparse.dense()
     out.flags.writeable = False
     return out

@@ -18,12 +18,12 @@ import numpy as np
 from minifer.errors import ModelError, UnsupportedError
 from minifer.ir import Graph, Model, Node, SparseTensor
 from minifer.onnx_io.order import reads
+from minifer.onnx_io.read import FUNCTION_DOMAIN
 from minifer.onnx_io.schema import MESSAGES
 from minifer.onnx_io.tensor import EXTERNAL, write_sparse, write_tensor
 from minifer.onnx_io.values import write_attribute, write_type
 from minifer.onnx_io.wire import MAX_BYTES, encode
 
-FUNCTION_DOMAIN = "minifer.versions"  # of the functions that hold nodes of another opset version
 EXTERNAL_FROM = 4096  # bytes of a tensor from which it may go into the external file, and what its offset is aligned to
 
 ModelProto: Any = MESSAGES["ModelProto"]
@@ -174,4 +174,4 @@ class _Writer:
 
 
 def _imports(opsets: dict[str, int]) -> list[Any]:
-    return [OperatorSetIdProto(domain=domain, version=version) for domain, version in opsets.items()]
+    return [OperatorSetIdProto(**({"domain": d} if d else {}), version=version) for d, version in opsets.items()]

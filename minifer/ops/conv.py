@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from minifer.errors import ShapeError
 from minifer.ir import Dim, TensorType
-from minifer.ops.lower_conv import lower_conv
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.lower_conv import lower_conv, lower_conv_transpose
+from minifer.ops.registry import Call, Declined, Op, register
 from minifer.ops.shapes import Fail
 from minifer.ops.window import AUTO_PADS, Window, per_axis, slide, split_pads, wide, window_of_call
 
@@ -305,7 +306,25 @@ def _infer_conv_transpose(call: Call) -> TensorType:
     return TensorType(call.dtype(0), (x[0], channels, *spatial))
 
 
-register(Op("ConvTranspose", since=1, infer=_infer_conv_transpose, reference=_conv_transpose_reference))
+def _lower_conv_transpose(low: Any) -> Declined | None:
+    names = ("strides", "dilations", "pads", "output_padding", "output_shape")
+    kernel = _kernel(ShapeError, low.shape(1), low.attr("kernel_shape"))
+    options = {name: low.attr(name) for name in names}
+    window = _transpose_window(
+        ShapeError, low.shape(0)[2:], kernel, auto_pad=low.attr("auto_pad", "NOTSET"), **options
+    )
+    return lower_conv_transpose(low, window)
+
+
+register(
+    Op(
+        "ConvTranspose",
+        since=1,
+        infer=_infer_conv_transpose,
+        reference=_conv_transpose_reference,
+        lower=_lower_conv_transpose,
+    )
+)
 
 
 # --- quantised ---

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minifer.errors import ShapeError
-from minifer.kernels import conv, depthwise
+from minifer.kernels import conv, conv_transpose, depthwise
 from minifer.kernels.simd import NR
 from minifer.ops.registry import CHANNELS_LAST, Declined
 from minifer.ops.window import Window, slide
@@ -37,8 +37,33 @@ def lower_conv(low: Any) -> Declined | None:
     )  # fmt: skip
     groups, channels, filters = low.attr("group", 1), x_shape[1], w_shape[0]
     if groups == channels == filters and groups > 1:
-        return _depthwise(low, window, channels)
-    return _implicit_gemm(low, window, x_shape, filters, groups)
+        _depthwise(low, window, channels)
+        return None
+    _implicit_gemm(low, window, x_shape, filters, groups)
+    return None
+
+
+def lower_conv_transpose(low: Any, window: Window) -> Declined | None:
+    """float32 ConvTranspose with known weights, in one to three dimensions."""
+    x_shape, w_shape = low.shape(0), low.shape(1)
+    rank, groups = len(x_shape) - 2, low.attr("group", 1)
+    if low.dtype(0) != "float32" or not 1 <= rank <= 3:
+        return Declined(f"no transposed convolution kernel for {low.dtype(0)} in {rank} spatial dimensions")
+    if low.value(1) is None or (low.has(2) and low.value(2) is None):
+        return Declined("the weights are not constant")
+    batch, channels, filters = x_shape[0], x_shape[1], w_shape[1] * groups
+    g = conv.geometry(
+        batch, channels, filters, groups, three(x_shape[2:], 1), three(window.out, 1), three(window.kernel, 1),
+        three(window.strides, 1), three([b for b, _ in window.pads], 0), three(window.dilations, 1),
+    )  # fmt: skip
+    x = low.input(0, CHANNELS_LAST)
+    weight = low.pack(1, ("transposed", groups, int(NR)), lambda w: conv_transpose.pack_transposed(w, groups))
+    (bias, residual), numbers = _tail(low, filters)
+    y = low.output(0, CHANNELS_LAST)
+    zeros = low.const(np.zeros(channels, np.float32))
+    table = low.scratch(8 * low.threads * conv_transpose.scratch_words(g), "int64")
+    low.call(conv_transpose.conv_transpose, x, weight, bias, residual, y, zeros, table, low.const(g), *numbers)
+    return None
 
 
 def _tail(low: Any, filters: int) -> tuple[Any, ...]:

@@ -152,8 +152,7 @@ def _numbers(values: Any, count: int, name: str, default: float | None = None) -
 class _NodeIds:
     """Finds nodes by (tree id, node id)."""
 
-    def __init__(self, trees: Sequence[int], nodes: Sequence[int]):
-        tree, node = np.array(trees, np.int64), np.array(nodes, np.int64)
+    def __init__(self, tree: np.ndarray, node: np.ndarray):
         self._trees, first, rank = np.unique(tree, return_index=True, return_inverse=True)
         self._nodes, node_rank = np.unique(node, return_inverse=True)
         self.roots = np.sort(first)  # the node of each tree that is listed first
@@ -203,7 +202,7 @@ def forest_by_id(
     """The forest of a version whose nodes name their children by id and whose votes name their leaf by id."""
     count, votes = len(nodes_modes), len(vote_targets)
     trees = _numbers(nodes_treeids, count, "nodes_treeids").astype(np.int64)
-    ids = _NodeIds(nodes_treeids, _numbers(nodes_nodeids, count, "nodes_nodeids"))
+    ids = _NodeIds(trees, _numbers(nodes_nodeids, count, "nodes_nodeids").astype(np.int64))
     mode = _mode_codes(nodes_modes)
     inner = np.flatnonzero(mode != _LEAF)
     children = []
@@ -297,9 +296,7 @@ def forest_by_position(
     return Forest(
         mode=np.concatenate([codes, np.full(leaves, _LEAF)]).astype(np.uint8),
         feature=np.concatenate([features, padding]).astype(np.int64),
-        threshold=np.concatenate([_numbers(nodes_splits.reshape(-1), inner, "nodes_splits"), padding]).astype(
-            np.float64
-        ),
+        threshold=np.concatenate([splits, padding]).astype(np.float64),
         missing=np.concatenate([missing_true, padding]) != 0,
         true=children[0],
         false=children[1],

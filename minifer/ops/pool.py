@@ -14,6 +14,7 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
+from minifer.ops.lower_pool import lower_average_pool, lower_max_pool
 from minifer.ops.registry import Call, Op, register
 from minifer.ops.shapes import Fail, integers
 from minifer.ops.window import Window, need_rank, per_axis, slide, split_pads, tap_range, wide, window_of_call
@@ -83,7 +84,7 @@ def average_pool(
     return (total / _counts(window, x.shape[2:], count_include_pad).astype(total.dtype)).astype(x.dtype)
 
 
-register(Op("AveragePool", since=1, infer=_infer_pool, reference=average_pool))
+register(Op("AveragePool", since=1, infer=_infer_pool, reference=average_pool, lower=lower_average_pool))
 
 
 # --- MaxPool ---
@@ -141,7 +142,7 @@ def _infer_max_pool(call: Call) -> list[TensorType]:
     return [y, TensorType("int64", y.shape)]
 
 
-register(Op("MaxPool", since=1, infer=_infer_max_pool, reference=_max_pool))
+register(Op("MaxPool", since=1, infer=_infer_max_pool, reference=_max_pool, lower=lower_max_pool))
 
 
 # --- LpPool ---

@@ -150,33 +150,36 @@ register(Op("Unique", since=11, infer=_infer_unique, reference=_unique))
 
 
 def _corners(boxes, center_point_box):
-    """(low corner, high corner), each (..., 2), of boxes in either layout."""
+    """Low and high ends of boxes in either layout as rows (..., 4, boxes): low, low, high, high."""
     a, b = boxes[..., :2], boxes[..., 2:]
-    if center_point_box:
-        return a - b / 2, a + b / 2
-    return np.minimum(a, b), np.maximum(a, b)
+    ends = (a - b / 2, a + b / 2) if center_point_box else (np.minimum(a, b), np.maximum(a, b))
+    return np.swapaxes(np.concatenate(ends, axis=-1), -1, -2)
 
 
-def _overlap(low, high, i, others):
-    """Intersection over union of box `i` with `others`; 0 where either has no area."""
-    sides = np.minimum(high[i], high[others]) - np.maximum(low[i], low[others])
-    common = np.prod(np.maximum(sides, 0), axis=-1)
-    area = np.prod(high - low, axis=-1)
-    union = area[i] + area[others] - common
-    real = (common > 0) & (area[i] > 0) & (area[others] > 0) & (union > 0)
+def _overlap(box, others):
+    """Intersection over union of `box` (5, 1) with `others` (5, n); 0 where either has no area.
+
+    Rows are low, low, high, high end and area.
+    """
+    sides = np.maximum(np.minimum(box[2:4], others[2:4]) - np.maximum(box[:2], others[:2]), 0)
+    common = sides[0] * sides[1]
+    union = box[4] + others[4] - common
+    real = (common > 0) & (box[4] > 0) & (others[4] > 0) & (union > 0)
     return np.where(real, common / np.where(real, union, 1), 0)
 
 
-def _survivors(low, high, scores, most, iou_threshold, score_threshold):
+def _survivors(corners, scores, most, iou_threshold, score_threshold):
     """Indices of the boxes that stay, best score first (equal scores: lower index first)."""
     left = np.argsort(-scores, kind="stable")
     if score_threshold is not None:  # a box exactly at the threshold goes, as in every implementation of note
         left = left[scores[left] > score_threshold]
+    boxes = corners[:, left]
+    boxes = np.concatenate([boxes, np.prod(boxes[2:] - boxes[:2], axis=0, keepdims=True)])
     kept: list[int] = []
     while left.size and len(kept) < most:
-        best, left = left[0], left[1:]
-        kept.append(best)
-        left = left[_overlap(low, high, best, left) <= iou_threshold]
+        kept.append(left[0])
+        apart = _overlap(boxes[:, :1], boxes[:, 1:]) <= iou_threshold
+        left, boxes = left[1:][apart], boxes[:, 1:][:, apart]
     return kept
 
 
@@ -199,12 +202,12 @@ def _non_max_suppression(
     iou, least = _number(iou_threshold, 0.0, "iou_threshold"), _number(score_threshold, None, "score_threshold")
     if not 0 <= iou <= 1:
         raise InputError(f"iou_threshold {iou} is outside [0, 1]")
-    low, high = _corners(boxes.astype(np.float32), center_point_box)
+    corners = _corners(boxes.astype(np.float32), center_point_box)
     out = [
         (b, c, box)
         for b in range(scores.shape[0])
         for c in range(scores.shape[1])
-        for box in _survivors(low[b], high[b], scores[b, c], most, iou, least)
+        for box in _survivors(corners[b], scores[b, c], most, iou, least)
     ]
     return np.array(out, np.int64).reshape(-1, 3)
 

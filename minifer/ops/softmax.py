@@ -8,9 +8,31 @@ from minifer.ops.registry import Op, register
 from minifer.ops.shapes import same_as
 
 
+def _sum_by_eights(e: np.ndarray, axis: int) -> np.ndarray:
+    """Sum bfloat16 as float32: runs of eight are added in bfloat16, as the official cases have it for short rows, and
+    the runs in float32, for a long sum in bfloat16 would stay at 256."""
+    rows = np.moveaxis(e, axis, -1)
+    rows = np.concatenate([rows, np.zeros((*rows.shape[:-1], -rows.shape[-1] % 8), e.dtype)], -1)
+    runs = rows.reshape(*rows.shape[:-1], rows.shape[-1] // 8, 8)
+    total = runs[..., 0]
+    for i in range(1, 8):
+        total = total + runs[..., i]
+    return np.expand_dims(total.astype(np.float32).sum(-1), axis)
+
+
+def _softmax_by_steps(x, axis):
+    """Softmax of float16 or bfloat16, each step rounded to that type; a sum that overflows it stays float32."""
+    e = np.exp(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
+    wide = e.astype(np.float32)
+    total = _sum_by_eights(e, axis) if x.dtype.kind == "V" else wide.sum(axis=axis, keepdims=True)
+    rounded = total.astype(x.dtype).astype(np.float32)
+    return (wide / np.where(np.isinf(rounded), total, rounded)).astype(x.dtype)
+
+
 def _softmax(x, *, axis=-1):
-    wide = x if x.dtype.kind == "f" and x.dtype.itemsize >= 4 else x.astype(np.float32)
-    e = np.exp(wide - wide.max(axis=axis, keepdims=True, initial=-np.inf))
+    if x.dtype.itemsize < 4:
+        return _softmax_by_steps(x, axis)
+    e = np.exp(x - x.max(axis=axis, keepdims=True, initial=-np.inf))
     return (e / e.sum(axis=axis, keepdims=True)).astype(x.dtype)
 
 

@@ -274,11 +274,11 @@ def test_broken_nodes(nodes, error):
 
 
 def test_unknown_attribute_type():
-    op = onnx.NodeProto(op_type="Op", output=["y"])
-    op.attribute.append(onnx.AttributeProto.FromString(b"\x0a\x01a"))
-    data = model([op]).SerializeToString().replace(b"\x0a\x01a", b"\xa0\x01\x63")  # type 99
-    with pytest.raises((UnsupportedError, ModelError), match="unknown type 99|without a name"):
-        read_model(data)
+    op = onnx.NodeProto(op_type="Op", output=["y"], attribute=[onnx.AttributeProto(name="abc", type=1)])
+    data = model([op]).SerializeToString()
+    assert b"abc\xa0\x01\x01" in data
+    with pytest.raises(UnsupportedError, match="'abc' of Op 'y' has the unknown type 99"):
+        read_model(data.replace(b"abc\xa0\x01\x01", b"abc\xa0\x01\x63"))
 
 
 # ---- versions

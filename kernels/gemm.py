@@ -1,0 +1,180 @@
+"""Matrix product C = A @ B (+ bias, clamped), float32, with B packed into panels.
+
+The micro-kernel keeps an MR x NR tile of C in registers and adds one outer product per step of k; the layers around
+it keep a panel of B in the first-level cache and a block of A in the second (Goto and van de Geijn, "Anatomy of
+High-Performance Matrix Multiplication", 2008), except that A is read where it lies: row pointers need no packing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minifer.kernels.simd import (
+    MR,
+    NR,
+    rows_strided,
+    share,
+    tile_add,
+    tile_bias,
+    tile_clamp,
+    tile_outer,
+    tile_outer4,
+    tile_store,
+    tile_zero,
+)
+from minifer.kernels.spec import f32, i64, kernel, ptr_f32
+
+#: steps of k per pass over C: a panel of B (KC x NR floats, 24 KB on AVX2) stays in the first-level cache
+KC = 384
+#: rows of A per block: MC x KC floats stay in the second-level cache
+MC = 252
+
+
+def panels(n: int) -> int:
+    """Panels that n columns of B need."""
+    return -(-n // NR)
+
+
+def packed_size(k: int, n: int) -> int:
+    """Elements of a packed B."""
+    return panels(n) * NR * k
+
+
+def pack(b: np.ndarray) -> np.ndarray:
+    """B (k, n) packed by NumPy: (panels, k, NR), zeros behind the last column. For weights, at load time."""
+    k, n = b.shape
+    packed = np.zeros((panels(n), k, NR), b.dtype)
+    whole = n // NR
+    packed[:whole] = b[:, : whole * NR].reshape(k, whole, NR).transpose(1, 0, 2)
+    if n % NR:
+        packed[whole, :, : n % NR] = b[:, whole * NR :]
+    return packed
+
+
+# ---------------------------------------------------------------- packing
+
+
+def pack_b_example(rng, size):
+    k, n = (int(v) for v in rng.integers(0, 6 * size, 2))
+    row_stride, column_stride = (n, 1) if rng.random() < 0.5 else (1, k)
+    return {
+        "b": rng.standard_normal(k * n).astype(np.float32),
+        "packed": np.full(packed_size(k, n), np.nan, np.float32),
+        "k": k, "n": n, "row_stride": row_stride, "column_stride": column_stride,
+    }  # fmt: skip
+
+
+def pack_b_reference(b, packed, k, n, row_stride, column_stride):
+    return {"packed": pack(b.reshape(k, n) if column_stride == 1 else b.reshape(n, k).T).reshape(-1)}
+
+
+@kernel(reference=pack_b_reference, example=pack_b_example, outputs=("packed",), tolerance=0)
+def pack_b(
+    b: ptr_f32, packed: ptr_f32, k: i64, n: i64, row_stride: i64, column_stride: i64, tid: i64, nthreads: i64
+):
+    """Pack B[p, j] = b[p * row_stride + j * column_stride] into panels (ceil(n / NR), k, NR); missing columns are 0.
+
+    Moves 8 k n bytes. Exact. Any strides: a transposed B needs no copy of its own.
+    """
+    count = (n + NR - 1) // NR
+    for panel in range(share(count, tid, nthreads), share(count, tid + 1, nthreads)):
+        source = b + panel * NR * column_stride
+        target = packed + panel * NR * k
+        columns = min(NR, n - panel * NR)
+        for p in range(k):
+            for j in range(columns):
+                target[p * NR + j] = source[p * row_stride + j * column_stride]
+            for j in range(columns, NR):
+                target[p * NR + j] = f32(0)
+
+
+# ---------------------------------------------------------------- product
+
+
+def gemm_example(rng, size):
+    m, n, k = (int(v) for v in rng.integers(0, 5 * size, 3))
+    if rng.random() < 0.2:
+        k = int(rng.integers(KC, 2 * KC + 40))
+        m, n = min(m, 8), min(n, 17)
+    lda, ldc = k + int(rng.integers(0, 3)), n + int(rng.integers(0, 3))
+    return {
+        "a": rng.standard_normal((m, lda)).astype(np.float32),
+        "b": pack(rng.standard_normal((k, n)).astype(np.float32)),
+        "c": np.full((m, ldc), np.nan, np.float32),
+        "bias": rng.standard_normal(n).astype(np.float32),
+        "m": m, "n": n, "k": k, "lda": lda, "ldc": ldc, "has_bias": int(rng.integers(0, 2)),
+        "low": -np.inf if rng.random() < 0.5 else 0.0, "high": np.inf if rng.random() < 0.5 else 6.0,
+    }  # fmt: skip
+
+
+def gemm_reference(a, b, c, bias, m, n, k, lda, ldc, has_bias, low, high):
+    wide_a = a[:, :k].astype(np.float64)
+    wide_b = b.transpose(1, 0, 2).reshape(k, b.shape[0] * NR)[:, :n].astype(np.float64)
+    offset = bias.astype(np.float64) * has_bias
+    expected, magnitude = c.astype(np.float64), np.ones(c.shape)
+    expected[:, :n] = np.clip(wide_a @ wide_b + offset, low, high)
+    magnitude[:, :n] = np.abs(wide_a) @ np.abs(wide_b) + np.abs(offset) + 1
+    return {"c": (expected, magnitude)}
+
+
+def accumulate(acc, rows, first, b, k):
+    """acc + sum over p < k of rows[:, first + p] times b[p, :]; b: a packed panel (k, NR)."""
+    p = 0
+    while p + 4 <= k:
+        acc = tile_outer4(acc, rows, first + p, b + p * NR)
+        p += 4
+    while p < k:
+        acc = tile_outer(acc, rows, first + p, b + p * NR)
+        p += 1
+    return acc
+
+
+def block_size(total, largest, multiple):
+    """Size of equal blocks, each a multiple of `multiple` and at most about `largest`, that cover `total`."""
+    count = max(1, (total + largest - 1) // largest)
+    size = max(1, (total + count - 1) // count)
+    return (size + multiple - 1) // multiple * multiple
+
+
+@kernel(reference=gemm_reference, example=gemm_example, outputs=("c",), tolerance=3e-7)
+def gemm(
+    a: ptr_f32, b: ptr_f32, c: ptr_f32, bias: ptr_f32, m: i64, n: i64, k: i64, lda: i64, ldc: i64,
+    has_bias: i64, low: f32, high: f32, tid: i64, nthreads: i64,
+):  # fmt: skip
+    """C[i, j] = clamp(sum_p A[i, p] B[p, j] + bias[j], low, high); A: (m, k), stride lda; B: packed; C: (m, n), ldc.
+
+    2 m n k FLOPs. Threads share rows if there are many, else columns. Error <= 3e-7 * (sum_p |A B| + |bias| + 1),
+    more by sqrt(k) units in the worst case; the order of the sum depends on k alone. bias is read if has_bias != 0.
+    """
+    first_row, last_row, first_column, last_column = 0, m, 0, n
+    count = (n + NR - 1) // NR
+    if m >= 512 or count < nthreads:
+        tiles = (m + MR - 1) // MR
+        first_row = share(tiles, tid, nthreads) * MR
+        last_row = min(m, share(tiles, tid + 1, nthreads) * MR)
+    else:
+        first_column = share(count, tid, nthreads) * NR
+        last_column = min(n, share(count, tid + 1, nthreads) * NR)
+    depth = k if k <= 512 else block_size(k, KC, 4)
+    rows_per_block = block_size(last_row - first_row, MC, MR)
+    p = 0
+    while p < k or p == 0:
+        steps = min(depth, k - p)
+        for block in range(first_row, last_row, rows_per_block):
+            end = min(block + rows_per_block, last_row)
+            for j in range(first_column, last_column, NR):
+                panel = b + (j * k + p * NR)
+                columns = min(NR, n - j)
+                for i in range(block, end, MR):
+                    valid = min(MR, end - i)
+                    target = c + (i * ldc + j)
+                    acc = tile_zero()
+                    if p > 0:
+                        acc = tile_add(acc, target, ldc, valid, columns)
+                    acc = accumulate(acc, rows_strided(a + i * lda, lda, valid), p, panel, steps)
+                    if p + steps >= k:
+                        if has_bias != 0:
+                            acc = tile_bias(acc, bias + j, columns)
+                        acc = tile_clamp(acc, low, high)
+                    tile_store(target, ldc, acc, valid, columns)
+        p += max(steps, 1)

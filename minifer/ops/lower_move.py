@@ -1,0 +1,332 @@
+"""How elements are moved: strided views of memory, and the kernel calls that write one out.
+
+Most operators that move elements are one view of their input: a start, and a size and a stride for each axis of
+the output (Transpose permutes them, Slice scales them, Expand sets them to 0). A view that lies in memory as the output
+would is no work at all. Any other is written out by a transposition or a strided copy.
+
+A view is taken of whichever layout the input has, and the output gets the same layout, so a chain of channels-last
+operators stays channels-last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from minifer import dtypes
+from minifer.kernels import move
+from minifer.kernels.odometer import RANK
+from minifer.ops.registry import CHANNELS_LAST, PLAIN, Declined
+
+#: one axis of a view: (size, stride in elements)
+Axis = tuple[int, int]
+
+TOO_MANY_AXES = Declined(f"more than {RANK} axes that cannot be merged")
+
+
+def element_bytes(dtype: str) -> int:
+    """Bytes that an element takes in memory."""
+    return max(1, dtypes.bits(dtype) // 8)
+
+
+def width(nbytes: int) -> str:
+    """The kernel instance that moves elements of so many bytes."""
+    return f"u{8 * nbytes}"
+
+
+def memory_order(rank: int, layout: str) -> tuple[int, ...]:
+    """The axes of a tensor in the order in which they lie in memory."""
+    return tuple(range(rank)) if layout == PLAIN else (0, *range(2, rank), 1)
+
+
+@dataclass(frozen=True)
+class View:
+    """Elements of a slot: `axes` in the order of the ONNX dimensions, from element `start`, in a layout."""
+
+    slot: Any
+    start: int
+    axes: tuple[Axis, ...]
+    layout: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of the axes."""
+        return tuple(n for n, _ in self.axes)
+
+    def with_axes(self, axes: Sequence[Axis], start: int | None = None, layout: str | None = None) -> View:
+        """The same memory seen with other axes."""
+        start = self.start if start is None else start
+        return View(self.slot, start, tuple(axes), layout or self.layout)
+
+
+def dense(shape: Sequence[int]) -> list[int]:
+    """Row-major strides in elements."""
+    strides, step = [], 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= n
+    return strides[::-1]
+
+
+def resting(low: Any, i: int) -> str:
+    """The layout in which input `i` lies; row-major if it lies in both."""
+    held = low.layouts(i)
+    return PLAIN if PLAIN in held else next(iter(held))
+
+
+def view_of(low: Any, i: int, layout: str | None = None) -> View:
+    """Input `i` as a view, in a layout, or as it lies."""
+    layout = layout or resting(low, i)
+    slot, shape = low.input(i, layout), low.shape(i)
+    order = memory_order(len(shape), layout)
+    strides = dense([shape[a] for a in order])
+    return View(slot, 0, tuple((shape[a], strides[order.index(a)]) for a in range(len(shape))), layout)
+
+
+# ---------------------------------------------------------------- merging axes
+
+
+def merge(sizes: Sequence[int], *strides: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+    """Axes without those of size 1; neighbours that all operands cross with one step are one axis."""
+    axes = [(n, s) for n, *s in zip(sizes, *strides) if n != 1]
+    merged: list[tuple[int, list[int]]] = []
+    for n, steps in axes:
+        if merged and all(before == n * now for before, now in zip(merged[-1][1], steps)):
+            merged[-1] = (merged[-1][0] * n, steps)
+        else:
+            merged.append((n, steps))
+    return [n for n, _ in merged], [[s[k] for _, s in merged] for k in range(len(strides))]
+
+
+def table(sizes: Sequence[int], *strides: Sequence[int]) -> np.ndarray:
+    """The table that strided kernels take: sizes, then the strides of each operand, missing leading axes of size 1."""
+    out = np.zeros((1 + len(strides), RANK), np.int64)
+    out[0] = 1
+    for row, values in zip(out, (sizes, *strides)):
+        row[RANK - len(values) :] = values
+    return out
+
+
+def common_width(nbytes: int, run: int, *offsets: int) -> int:
+    """Bytes of the unit in which to move runs of `run` elements of `nbytes` bytes, all `offsets` (in elements) apart.
+
+    Words of four bytes where all divides into them, so that most element types share one kernel; else smaller ones.
+    A run that is as long as a machine word is moved as one.
+    """
+    if run * nbytes in (2, 4, 8) and not any(o % run for o in offsets):
+        return run * nbytes
+    for unit in (4, 2):
+        if not any(v * nbytes % unit for v in (run, *offsets)):
+            return unit
+    return 1
+
+
+# ---------------------------------------------------------------- writing views out
+
+
+def is_dense(axes: Sequence[Axis]) -> bool:
+    """True where the axes, in this order, walk through memory without a gap."""
+    sizes, (strides,) = merge([n for n, _ in axes], [s for _, s in axes])
+    return not sizes or (len(sizes) == 1 and strides[0] == 1)
+
+
+def finish(low: Any, view: View, i: int = 0) -> Declined | None:
+    """Make output `i` of a view that has its shape: as an alias where it lies so already, else by a copy."""
+    shape = low.out_shape(i)
+    assert view.shape == shape, f"view of {view.shape} for an output of {shape}"
+    layouts = [view.layout, *(other for other in (PLAIN, CHANNELS_LAST) if other != view.layout)]
+    for layout in layouts if len(shape) > 2 else [PLAIN]:
+        order = memory_order(len(shape), layout)
+        if is_dense([view.axes[a] for a in order]):
+            offset = view.slot.offset + view.start * element_bytes(view.slot.dtype)
+            low.alias(replace(view.slot, offset=offset, shape=tuple(shape[a] for a in order), layout=layout), i)
+            return None
+    layout = view.layout if len(shape) > 2 else PLAIN
+    axes = [view.axes[a] for a in memory_order(len(shape), layout)]
+    return write(low, view.slot, view.start, axes, low.output(i, layout))
+
+
+def write(low: Any, slot: Any, start: int, axes: Sequence[Axis], target: Any) -> Declined | None:
+    """Copy the elements that `axes` walk over, in this order, to `target`, where they lie without gaps."""
+    nbytes = element_bytes(slot.dtype)
+    sizes, (strides,) = merge([n for n, _ in axes], [s for _, s in axes])
+    if sizes and strides[-1] == 1:
+        unit = common_width(nbytes, sizes[-1], start, *strides[:-1])
+        sizes[-1] = sizes[-1] * nbytes // unit
+        strides[:-1] = [s * nbytes // unit for s in strides[:-1]]
+        start, nbytes = start * nbytes // unit, unit
+        sizes, (strides,) = merge(sizes, strides)
+    if len(sizes) > RANK:
+        return TOO_MANY_AXES
+    kind = width(nbytes)
+    if len(sizes) > 1 and strides[-1] != 1 and 1 in strides:
+        at = strides.index(1)
+        order = [a for a in range(len(sizes) - 1) if a != at] + [at, len(sizes) - 1]
+        out = dense(sizes)
+        rows = [[values[a] for a in order] for values in (sizes, strides, out)]
+        low.call(move.transpose_strided[kind], slot, target, start, low.const(table(*rows)))
+    else:
+        low.call(move.copy_strided[kind], slot, target, start, low.const(table(sizes, strides)))
+    return None
+
+
+def copy_whole(low: Any, source: Any, target: Any) -> None:
+    """Copy a slot to another of the same size."""
+    write(low, source, 0, [(source.size, 1)], target)
+
+
+# ---------------------------------------------------------------- Transpose, Expand, Tile, Slice, Split
+
+
+def permute(low: Any, perm: Sequence[int]) -> Declined | None:
+    """Output 0 is input 0 with its axes permuted."""
+    view = view_of(low, 0)
+    moved = view.with_axes([view.axes[a] for a in perm])
+    done = finish_if_dense(low, moved)
+    return None if done else finish(low, moved.with_axes(moved.axes, layout=PLAIN))
+
+
+def finish_if_dense(low: Any, view: View, i: int = 0) -> bool:
+    """Alias output `i` to the view if it lies in memory in one of the layouts."""
+    shape = view.shape
+    for layout in (PLAIN, CHANNELS_LAST) if len(shape) > 2 else (PLAIN,):
+        if is_dense([view.axes[a] for a in memory_order(len(shape), layout)]):
+            finish(low, view.with_axes(view.axes, layout=layout), i)
+            return True
+    return False
+
+
+def stretch(low: Any, shape: Sequence[int]) -> Declined | None:
+    """Output 0 is input 0 broadcast to a shape."""
+    view = view_of(low, 0)
+    if len(shape) != len(view.axes) and view.layout != PLAIN:
+        view = view_of(low, 0, PLAIN)
+    axes = [(1, 0)] * (len(shape) - len(view.axes)) + list(view.axes)
+    return finish(low, view.with_axes([a if a[0] == n else (n, 0) for n, a in zip(shape, axes)]))
+
+
+def repeat(low: Any, repeats: Sequence[int]) -> Declined | None:
+    """Output 0 is input 0 repeated along each axis."""
+    view = view_of(low, 0)
+    if all(r == 1 for r in repeats):
+        return finish(low, view)
+    layout = view.layout if len(view.axes) > 2 else PLAIN
+    axes = []
+    for a in memory_order(len(view.axes), layout):
+        axes += [(repeats[a], 0), view.axes[a]]
+    return write(low, view.slot, 0, axes, low.output(0, layout))
+
+
+def cut(view: View, ranges: Sequence[tuple[int, int, int, int]]) -> View:
+    """A part of a view: (axis, first index, step, count) for each axis that is cut."""
+    axes, start = list(view.axes), view.start
+    for axis, first, step, count in ranges:
+        start += first * axes[axis][1]
+        axes[axis] = (count, axes[axis][1] * step)
+    return view.with_axes(axes, start)
+
+
+# ---------------------------------------------------------------- Concat
+
+
+def _joint_layout(low: Any, count: int, rank: int) -> str:
+    """The layout in which most of the bytes lie already."""
+    if rank < 3:
+        return PLAIN
+    sizes = {PLAIN: 0, CHANNELS_LAST: 0}
+    for i in range(count):
+        if low.value(i) is None:
+            sizes[resting(low, i)] += int(np.prod(low.shape(i), dtype=np.int64))
+    return CHANNELS_LAST if sizes[CHANNELS_LAST] > sizes[PLAIN] else PLAIN
+
+
+def join(low: Any, axis: int) -> Declined | None:
+    """Output 0 is all inputs end to end along an axis."""
+    count, rank = len(low.node.inputs), len(low.out_shape())
+    if count == 1:
+        return finish(low, view_of(low, 0))
+    layout = _joint_layout(low, count, rank)
+    order = memory_order(rank, layout)
+    at = order.index(axis)
+    slots = [low.input(i, layout) for i in range(count)]
+    target = low.output(0, layout)
+    rows = int(np.prod([target.shape[:at]], dtype=np.int64))
+    if rows == 1:
+        place = 0
+        for slot in slots:
+            copy_whole(low, slot, target.view(slot.shape, place))
+            place += slot.nbytes
+        return None
+    runs = [slot.nbytes // rows for slot in slots]
+    unit = next(u for u in (4, 2, 1) if not any(r % u for r in runs))
+    if all(r == 8 for r in runs):
+        unit = 8
+    runs, step = [r // unit for r in runs], target.nbytes // rows // unit
+    kernel, most = move.concat_rows[width(unit)], move.CONCAT_INPUTS
+    for first in range(0, count, most):
+        some = range(first, min(first + most, count))
+        lengths = [runs[k] for k in some] + [0] * (most - len(some))
+        given = [slots[k] for k in some] + [None] * (most - len(some))
+        low.call(kernel, *given, target, *lengths, rows, step, sum(runs[:first]))
+    return None
+
+
+# ---------------------------------------------------------------- reading by a table for each axis
+
+#: longest table that is worth making so that the last axis has one long run
+MERGE_LIMIT = 1 << 16
+
+
+def longest_run(places: np.ndarray) -> tuple[int, int]:
+    """(first, count) of the longest stretch in which each place is the one before plus 1, and none is negative."""
+    breaks = np.flatnonzero((np.diff(places) != 1) | (places[:-1] < 0)) + 1
+    edges = np.concatenate([[0], breaks, [len(places)]])
+    lengths = np.diff(edges)
+    best = int(lengths.argmax())
+    return (int(edges[best]), int(lengths[best])) if places[edges[best]] >= 0 else (0, 0)
+
+
+def _flat(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """Offsets of two axes as one; negative where either is."""
+    both = outer[:, None] + inner
+    return np.where((outer[:, None] < 0) | (inner < 0), -1, both).reshape(-1)
+
+
+def take(low: Any, places: Sequence[np.ndarray | None], value: Any = None) -> Declined | None:
+    """Output 0 reads input 0 at `places` on each axis (None: as it is), and `value` where a place is -1.
+
+    `value` is a slot of one element of the same type; it may be None where no place is -1.
+    """
+    view = view_of(low, 0)
+    layout = view.layout if len(view.axes) > 2 else PLAIN
+    lists: list[np.ndarray] = []
+    whole: list[bool] = []
+    for a in memory_order(len(view.axes), layout):
+        n, stride = view.axes[a]
+        given = places[a]
+        same = given is None or (len(given) == n and (given == np.arange(n)).all())
+        offsets = np.arange(n) * stride if given is None or same else np.where(given < 0, -1, given * stride)
+        if lists and same and whole[-1]:
+            lists[-1] = _flat(lists[-1], offsets)
+        elif len(offsets) != 1 or offsets[0] != 0 or not same:
+            lists.append(offsets)
+            whole.append(bool(same))
+    lists = lists or [np.zeros(1, np.int64)]
+    if len(lists) > 1 and len(lists[-1]) * len(lists[-2]) <= MERGE_LIMIT:
+        merged = _flat(lists[-2], lists[-1])
+        if longest_run(merged)[1] * 2 >= len(merged):
+            lists[-2:] = [merged]
+    if len(lists) > RANK:
+        return TOO_MANY_AXES
+    target = low.output(0, layout)
+    nbytes, run = element_bytes(view.slot.dtype), len(lists[-1])
+    if value is None and longest_run(lists[-1]) == (0, run) and lists[-1][0] == 0:
+        unit = common_width(nbytes, run, *(int(p) for line in lists[:-1] for p in line))
+        lists = [line * nbytes // unit for line in lists[:-1]] + [np.arange(run * nbytes // unit)]
+        nbytes = unit
+    words = move.take_table(lists, longest_run(lists[-1]))
+    low.call(move.take_axes[width(nbytes)], view.slot, value or view.slot, target, low.const(words))
+    return None

@@ -1,0 +1,48 @@
+"""MaxPool and AveragePool as kernel calls on channels-last tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minifer.errors import ShapeError
+from minifer.kernels import pooling
+from minifer.ops.lower_conv import three
+from minifer.ops.registry import CHANNELS_LAST, Declined
+from minifer.ops.window import slide
+
+
+def lower_max_pool(low: Any) -> Declined | None:
+    """float32 MaxPool without indices."""
+    if low.wants(1):
+        return Declined("no kernel for the Indices output")
+    return _pool(low, pooling.MAX)
+
+
+def lower_average_pool(low: Any) -> Declined | None:
+    """float32 AveragePool."""
+    return _pool(low, pooling.AVERAGE)
+
+
+def _pool(low: Any, mode: int) -> Declined | None:
+    shape = low.shape(0)
+    rank = len(shape) - 2
+    if low.dtype(0) != "float32" or not 1 <= rank <= 3:
+        return Declined(f"no pooling kernel for {low.dtype(0)} in {rank} spatial dimensions")
+    window = slide(
+        ShapeError, shape[2:], low.attr("kernel_shape"), strides=low.attr("strides"), dilations=low.attr("dilations"),
+        pads=low.attr("pads"), auto_pad=low.attr("auto_pad", "NOTSET"), ceil_mode=low.attr("ceil_mode", 0),
+    )  # fmt: skip
+    padded = bool(low.attr("count_include_pad", 0))
+    size, out = three(shape[2:], 1), three(window.out, 1)
+    taps, strides, dilations = three(window.kernel, 1), three(window.strides, 1), three(window.dilations, 1)
+    begin, end = three([b for b, _ in window.pads], 0), three([e for _, e in window.pads], 0)
+    tables = [
+        pooling.axis_table(size[i], out[i], taps[i], strides[i], dilations[i], begin[i], end[i], padded)
+        for i in range(3)
+    ]
+    x = low.input(0, CHANNELS_LAST)
+    y = low.output(0, CHANNELS_LAST)
+    low.call(pooling.pool, x, y, low.const(np.concatenate(tables)), shape[0], shape[1], *size, *out, mode)
+    return None
