@@ -6,8 +6,8 @@ follows it, and kernels need not be compiled once per activation.
 
 from __future__ import annotations
 
-from minifer.kernels.mathfn import erf, exp, log1p, sigmoid, tanh
-from minifer.kernels.simd import vmax_quick, vmin_quick, vselect
+from minifer.kernels.mathfn import erf, expm1, sigmoid, softplus, tanh
+from minifer.kernels.simd import lanes, vload, vload_part, vmax_quick, vmin_quick, vselect, vstore, vstore_part
 
 CLAMP, LEAKY, SIGMOID, TANH, SILU, HARD_SIGMOID, HARD_SWISH, GELU, GELU_TANH, ELU, SOFTPLUS, MISH = range(12)
 
@@ -37,6 +37,19 @@ def activate(x, code, first, second):
     if code == GELU_TANH:
         return x * 0.5 * (tanh((x * x * x * 0.044715 + x) * 0.7978846) + 1)
     if code == ELU:
-        return vselect(x < 0, (exp(x) - 1) * first, x)
-    soft = vmax_quick(0, x) + log1p(exp(vmin_quick(x, 0 - x)))
-    return soft if code == SOFTPLUS else x * tanh(soft)
+        return vselect(x < 0, expm1(x) * first, x)
+    if code == SOFTPLUS:
+        return softplus(x)
+    return x * tanh(softplus(x))
+
+
+def activate_rows(y, stride, m, n, code, first, second):
+    """Apply an activation to m rows of n columns in place."""
+    w = lanes(y)
+    for i in range(m):
+        row = y + i * stride
+        for j in range(0, n // w * w, w):
+            vstore(row, j, activate(vload(row, j), code, first, second))
+        j = n // w * w
+        if j < n:
+            vstore_part(row, j, activate(vload_part(row, j, n - j), code, first, second), n - j)

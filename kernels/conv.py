@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from minifer.kernels.activation import CLAMP, activate
+from minifer.kernels.activation import CLAMP, activate_rows
 from minifer.kernels.simd import (
     MR,
     NR,
     address_of,
     as_ptr,
-    lanes,
     rows_table,
     share,
     tile_add,
@@ -31,10 +30,6 @@ from minifer.kernels.simd import (
     tile_outer4,
     tile_store,
     tile_zero,
-    vload,
-    vload_part,
-    vstore,
-    vstore_part,
 )
 from minifer.kernels.spec import f32, i64, kernel, ptr_f32, ptr_i64
 
@@ -250,18 +245,6 @@ def fill_table(table, g, p0, count, per_row, origin, nothing):
                     w = w0 + kw * g[DILATION_W]
                     at[0] = origin + (line + w) * channels if inside and w >= 0 and w < width else nothing
                     at = at + m
-
-
-def activate_rows(y, stride, m, n, code, first, second):
-    """Apply an activation to m rows of n columns in place."""
-    w = lanes(y)
-    for i in range(m):
-        row = y + i * stride
-        for j in range(0, n // w * w, w):
-            vstore(row, j, activate(vload(row, j), code, first, second))
-        j = n // w * w
-        if j < n:
-            vstore_part(row, j, activate(vload_part(row, j, n - j), code, first, second), n - j)
 
 
 def halo_reference(x, y, batch, channels, depth, height, width, to_d, to_h, to_w, pad_d, pad_h, pad_w, pixel, channel):

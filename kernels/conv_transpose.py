@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minifer.kernels.activation import CLAMP
+from minifer.kernels.activation import CLAMP, activate_rows
 from minifer.kernels.conv import (
     BATCH,
     CHANNELS,
@@ -34,7 +34,6 @@ from minifer.kernels.conv import (
     TAPS_D,
     TAPS_H,
     TAPS_W,
-    activate_rows,
     activation_reference,
     geometry,
     pack_weights,

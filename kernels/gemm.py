@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minifer.kernels.activation import CLAMP, activate_rows
 from minifer.kernels.simd import (
     MR,
     NR,
@@ -69,9 +70,7 @@ def pack_b_reference(b, packed, k, n, row_stride, column_stride):
 
 
 @kernel(reference=pack_b_reference, example=pack_b_example, outputs=("packed",), tolerance=0)
-def pack_b(
-    b: ptr_f32, packed: ptr_f32, k: i64, n: i64, row_stride: i64, column_stride: i64, tid: i64, nthreads: i64
-):
+def pack_b(b: ptr_f32, packed: ptr_f32, k: i64, n: i64, row_stride: i64, column_stride: i64, tid: i64, nthreads: i64):
     """Pack B[p, j] = b[p * row_stride + j * column_stride] into panels (ceil(n / NR), k, NR); missing columns are 0.
 
     Moves 8 k n bytes. Exact. Any strides: a transposed B needs no copy of its own.
@@ -102,17 +101,20 @@ def gemm_example(rng, size):
         "b": pack(rng.standard_normal((k, n)).astype(np.float32)),
         "c": np.full((m, ldc), np.nan, np.float32),
         "bias": rng.standard_normal(n).astype(np.float32),
+        "residual": rng.standard_normal((m, ldc)).astype(np.float32),
         "m": m, "n": n, "k": k, "lda": lda, "ldc": ldc, "has_bias": int(rng.integers(0, 2)),
-        "low": -np.inf if rng.random() < 0.5 else 0.0, "high": np.inf if rng.random() < 0.5 else 6.0,
+        "has_residual": int(rng.integers(0, 2)), "code": int(rng.integers(0, 2)), "first": 0.25,
+        "second": np.inf if rng.random() < 0.5 else 6.0,
     }  # fmt: skip
 
 
-def gemm_reference(a, b, c, bias, m, n, k, lda, ldc, has_bias, low, high):
+def gemm_reference(a, b, c, bias, residual, m, n, k, lda, ldc, has_bias, has_residual, code, first, second):
     wide_a = a[:, :k].astype(np.float64)
     wide_b = b.transpose(1, 0, 2).reshape(k, b.shape[0] * NR)[:, :n].astype(np.float64)
-    offset = bias.astype(np.float64) * has_bias
+    offset = bias.astype(np.float64) * has_bias + residual[:, :n].astype(np.float64) * has_residual
     expected, magnitude = c.astype(np.float64), np.ones(c.shape)
-    expected[:, :n] = np.clip(wide_a @ wide_b + offset, low, high)
+    total = wide_a @ wide_b + offset
+    expected[:, :n] = np.clip(total, first, second) if code == CLAMP else np.where(total < 0, total * first, total)
     magnitude[:, :n] = np.abs(wide_a) @ np.abs(wide_b) + np.abs(offset) + 1
     return {"c": (expected, magnitude)}
 
@@ -138,13 +140,14 @@ def block_size(total, largest, multiple):
 
 @kernel(reference=gemm_reference, example=gemm_example, outputs=("c",), tolerance=3e-7)
 def gemm(
-    a: ptr_f32, b: ptr_f32, c: ptr_f32, bias: ptr_f32, m: i64, n: i64, k: i64, lda: i64, ldc: i64,
-    has_bias: i64, low: f32, high: f32, tid: i64, nthreads: i64,
+    a: ptr_f32, b: ptr_f32, c: ptr_f32, bias: ptr_f32, residual: ptr_f32, m: i64, n: i64, k: i64, lda: i64, ldc: i64,
+    has_bias: i64, has_residual: i64, code: i64, first: f32, second: f32, tid: i64, nthreads: i64,
 ):  # fmt: skip
-    """C[i, j] = clamp(sum_p A[i, p] B[p, j] + bias[j], low, high); A: (m, k), stride lda; B: packed; C: (m, n), ldc.
+    """C[i, j] = activate(sum_p A[i, p] B[p, j] + bias[j] + residual[i, j]); A: (m, k), stride lda; B: packed; C: (m, n), ldc.
 
     2 m n k FLOPs. Threads share rows if there are many, else columns. Error <= 3e-7 * (sum_p |A B| + |bias| + 1),
-    more by sqrt(k) units in the worst case; the order of the sum depends on k alone. bias is read if has_bias != 0.
+    more by sqrt(k) units in the worst case; the order of the sum depends on k alone. bias and residual (stride ldc)
+    are read where has_bias and has_residual are not 0; code, first, second: see activation.py.
     """
     first_row, last_row, first_column, last_column = 0, m, 0, n
     count = (n + NR - 1) // NR
@@ -175,6 +178,11 @@ def gemm(
                     if p + steps >= k:
                         if has_bias != 0:
                             acc = tile_bias(acc, bias + j, columns)
-                        acc = tile_clamp(acc, low, high)
+                        if has_residual != 0:
+                            acc = tile_add(acc, residual + (i * ldc + j), ldc, valid, columns)
+                        if code == CLAMP:
+                            acc = tile_clamp(acc, first, second)
                     tile_store(target, ldc, acc, valid, columns)
+                    if code != CLAMP and p + steps >= k:
+                        activate_rows(target, ldc, valid, columns, code, first, second)
         p += max(steps, 1)

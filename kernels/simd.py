@@ -606,7 +606,9 @@ def tile_outer(acc, rows: Rows, p: int, b: Ptr):
     """acc[i, j] += rows[i][p] * b[j]: one step of a matrix product. Reads NR elements of b."""
     column = np.array([r[p] for r in rows.pointers], np.float32)
     start = b.locate(0, NR)
-    product = vfma(_vec(column[:, None].repeat(NR, 1)), _vec(b.array[None, start : start + NR].repeat(MR, 0)), _vec(acc))
+    product = vfma(
+        _vec(column[:, None].repeat(NR, 1)), _vec(b.array[None, start : start + NR].repeat(MR, 0)), _vec(acc)
+    )
     return product.view(np.ndarray)
 
 

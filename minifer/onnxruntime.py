@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -127,29 +127,28 @@ class ExecutionOrder(enum.IntEnum):
 
 
 class _Options:
-    """Attributes with defaults; an unknown one is an AttributeError, as with ONNX Runtime's own classes."""
-
-    _defaults: ClassVar[Mapping[str, Any]] = {}
+    """Class attributes are the options and their defaults. An unknown option is an AttributeError and a wrong type a
+    TypeError, as with ONNX Runtime's own classes."""
 
     def __init__(self) -> None:
-        object.__setattr__(self, "_entries", {})
-        for name, value in self._defaults.items():
-            object.__setattr__(self, name, value)
+        self._entries: dict[str, str] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self._defaults:
-            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-        default = self._defaults[name]
-        if isinstance(default, enum.IntEnum):
-            value = type(default)(value)
-        elif isinstance(default, int) and not isinstance(default, bool):
-            value = operator.index(value)
-        elif not isinstance(value, type(default)):
-            raise TypeError(f"{type(self).__name__}.{name} is {type(default).__name__}, not {type(value).__name__}")
-        object.__setattr__(self, name, value)
+        if not name.startswith("_"):
+            value = self._checked(name, value)
+        super().__setattr__(name, value)
 
-    def _add(self, key: str, value: str) -> None:
-        self._entries[key] = value
+    def _checked(self, name: str, value: Any) -> Any:
+        default = getattr(type(self), name, None)
+        if default is None or callable(default):
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        if isinstance(default, enum.IntEnum):
+            return type(default)(value)
+        if isinstance(default, int) and not isinstance(default, bool):
+            return operator.index(value)
+        if not isinstance(value, type(default)):
+            raise TypeError(f"{type(self).__name__}.{name} is {type(default).__name__}, not {type(value).__name__}")
+        return value
 
     def _get(self, key: str) -> str:
         if key not in self._entries:
@@ -161,22 +160,30 @@ class SessionOptions(_Options):
     """How a session is made. `intra_op_num_threads` (0: all CPUs), `graph_optimization_level`,
     `optimized_model_filepath` and the free dimension overrides have an effect; the rest is kept."""
 
-    _defaults: ClassVar[Mapping[str, Any]] = {
-        "enable_cpu_mem_arena": True, "enable_mem_pattern": True, "enable_mem_reuse": True, "enable_profiling": False,
-        "execution_mode": ExecutionMode.ORT_SEQUENTIAL, "execution_order": ExecutionOrder.DEFAULT,
-        "graph_optimization_level": GraphOptimizationLevel.ORT_ENABLE_ALL, "inter_op_num_threads": 0,
-        "intra_op_num_threads": 0, "log_severity_level": -1, "log_verbosity_level": 0, "logid": "",
-        "optimized_model_filepath": "", "profile_file_prefix": "onnxruntime_profile_",
-        "use_deterministic_compute": False, "use_per_session_threads": True,
-    }  # fmt: skip
+    enable_cpu_mem_arena = True
+    enable_mem_pattern = True
+    enable_mem_reuse = True
+    enable_profiling = False
+    execution_mode = ExecutionMode.ORT_SEQUENTIAL
+    execution_order = ExecutionOrder.DEFAULT
+    graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_ALL
+    inter_op_num_threads = 0
+    intra_op_num_threads = 0
+    log_severity_level = -1
+    log_verbosity_level = 0
+    logid = ""
+    optimized_model_filepath = ""
+    profile_file_prefix = "onnxruntime_profile_"
+    use_deterministic_compute = False
+    use_per_session_threads = True
 
     def __init__(self) -> None:
         super().__init__()
-        object.__setattr__(self, "_dimensions", {})
+        self._dimensions: dict[str, int] = {}
 
     def add_session_config_entry(self, key: str, value: str) -> None:
         """Keep a configuration entry."""
-        self._add(key, value)
+        self._entries[key] = value
 
     def get_session_config_entry(self, key: str) -> str:
         """A configuration entry; RuntimeError where there is none."""
@@ -197,14 +204,16 @@ class SessionOptions(_Options):
 class RunOptions(_Options):
     """How one run is made. `terminate` set before a run makes it fail; the rest is kept."""
 
-    _defaults: ClassVar[Mapping[str, Any]] = {
-        "log_severity_level": -1, "log_verbosity_level": 0, "logid": "", "only_execute_path_to_fetches": False,
-        "terminate": False, "training_mode": False,
-    }  # fmt: skip
+    log_severity_level = -1
+    log_verbosity_level = 0
+    logid = ""
+    only_execute_path_to_fetches = False
+    terminate = False
+    training_mode = False
 
     def add_run_config_entry(self, key: str, value: str) -> None:
         """Keep a configuration entry."""
-        self._add(key, value)
+        self._entries[key] = value
 
     def get_run_config_entry(self, key: str) -> str:
         """A configuration entry; RuntimeError where there is none."""

@@ -16,6 +16,7 @@ from minifer.ir import Dim, Graph, MapType, Model, OptionalType, SequenceType, S
 from minifer.onnx_io import read_model
 from minifer.ops import registry
 from minifer.passes import optimise
+from minifer.passes.gradient import expand_gradients
 from minifer.plan.plan import Plan
 from minifer.runtime import kernels_available
 from minifer.runtime.execute import Executor, Limits, Settings
@@ -79,6 +80,7 @@ class Session:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
         limits = limits if isinstance(limits, Limits) else Limits(**(limits or {}))
+        model = replace(model, graph=expand_gradients(model.graph))
         check_supported(model.graph)
         self._options = {"threads": threads, "optimize": optimize, "limits": limits, "executor": executor}
         self.model = model

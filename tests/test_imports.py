@@ -202,6 +202,25 @@ def test_light_import(statement: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+WARM = """
+import sys
+import numpy as np
+import minifer
+model = minifer.load(sys.argv[1])
+model.run({"image": np.zeros((1, 3, 224, 224), np.float32)})
+print([m for m in sys.argv[2].split(",") if m in sys.modules])
+"""
+
+
+def test_warm_run_is_light() -> None:
+    """Once its kernels are built, a model loads and runs without the compiler, onnx or Pillow."""
+    path = str(minifer.models.path(minifer.models.EFFICIENTNET_LITE0))
+    command = [sys.executable, "-c", WARM, path, ",".join(HEAVY)]
+    for _ in range(2):  # the first run may have to build
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.strip() == "[]"
+
+
 def test_public_names() -> None:
     """Each lazy name is there, and an unknown one is an AttributeError."""
     for name in minifer.__all__:

@@ -10,7 +10,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+import zipfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,8 +61,18 @@ def run(arguments: argparse.Namespace) -> int:
     first = f", the first {time_text(seconds[0])}" if len(seconds) > 1 else ""
     print(f"{len(seconds)} run{'s' if len(seconds) > 1 else ''}, best {time_text(min(seconds))}{first}")
     if arguments.output:
-        np.savez(arguments.output, **savable(results))
+        write_npz(arguments.output, savable(results))
     return 0
+
+
+def write_npz(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """np.savez for arrays of any name ("file" too)."""
+    from numpy.lib.format import write_array
+
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                write_array(file, array, allow_pickle=False)
 
 
 def describe(value: Any) -> str:

@@ -55,7 +55,9 @@ def optimise(text: str, exports: Iterable[str], target: Target, machine, triple:
         module = llvm.parse_assembly(_retarget(text, target, triple or target.triple, str(machine.target_data)))
         module.verify()
     except RuntimeError as problem:
-        raise KernelError(f"the IR of {', '.join(exports)} is not valid LLVM {llvm.llvm_version_info}: {problem}") from None
+        raise KernelError(
+            f"the IR of {', '.join(exports)} is not valid LLVM {llvm.llvm_version_info}: {problem}"
+        ) from None
     keep = set(exports)
     for function in module.functions:
         if function.is_declaration or function.name in keep:

@@ -128,7 +128,9 @@ def lane_wise(*functions: Callable, mask: bool = False, floats_only: bool = Fals
             result = _mask_of(common) if mask else common
 
             def run(builder, values):
-                return emit(builder, element, *(converted(context, builder, v, k, common) for v, k in zip(values, kinds)))
+                return emit(
+                    builder, element, *(converted(context, builder, v, k, common) for v, k in zip(values, kinds))
+                )
 
             return result, kinds, run
 
@@ -745,7 +747,9 @@ def _getitem(context, p, i):
     return p.element, (p, types.int64), lambda builder, values: builder.load(builder.gep(values[0], [values[1]]))
 
 
-@register_operator(operator.setitem, (PointerType, types.Integer, types.Number), (PointerType, types.Integer, types.Boolean))
+@register_operator(
+    operator.setitem, (PointerType, types.Integer, types.Number), (PointerType, types.Integer, types.Boolean)
+)
 def _setitem(context, p, i, x):
     if not isinstance(p, PointerType) or not is_integer(i) or not is_number(x):
         return None

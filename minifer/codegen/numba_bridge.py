@@ -206,7 +206,6 @@ def _typeof_function(value, context):
     return FunctionType(value)
 
 
-
 # ---------------------------------------------------------------- operators
 
 

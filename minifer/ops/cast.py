@@ -70,7 +70,7 @@ def _round_to_odd(x: np.ndarray) -> np.ndarray:
     y = np.asarray(x.astype(np.float32))
     inexact = (y != x) & ~np.isnan(x)
     toward_zero = y.view(np.uint32) - (inexact & (np.abs(y.astype(np.float64)) > np.abs(x))).astype(np.uint32)
-    return (toward_zero | inexact.astype(np.uint32)).view(np.float32)
+    return np.asarray(toward_zero | inexact.astype(np.uint32)).view(np.float32)
 
 
 def _to_power_of_two(x: np.ndarray, saturate: bool, round_mode: str) -> np.ndarray:

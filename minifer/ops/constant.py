@@ -7,6 +7,7 @@ import numpy as np
 from minifer.dtypes import from_numpy
 from minifer.errors import ModelError, ShapeError
 from minifer.ir import TensorType, type_of_value
+from minifer.ops.lower_move import identity, write
 from minifer.ops.registry import Op, register
 from minifer.ops.shapes import integers
 
@@ -79,8 +80,16 @@ def _infer_constant_of_shape(call):
     return TensorType(dtype, (None,) * shape[0] if isinstance(shape[0], int) else None)
 
 
-register(Op("ConstantOfShape", since=9, infer=_infer_constant_of_shape, reference=_constant_of_shape))
-register(Op("Identity", since=1, infer=lambda call: call.types[0], reference=lambda x: x))
+def _lower_constant_of_shape(low):
+    fill = low.const(_fill_value(low.attr("value"), ShapeError).reshape(1))
+    return write(low, fill, 0, [(n, 0) for n in low.out_shape()], low.output(0))
+
+
+register(
+    Op("ConstantOfShape", since=9, infer=_infer_constant_of_shape, reference=_constant_of_shape,
+       lower=_lower_constant_of_shape)
+)  # fmt: skip
+register(Op("Identity", since=1, infer=lambda call: call.types[0], reference=lambda x: x, lower=identity))
 
 
 def _shape(x, *, start=0, end=None):
@@ -94,11 +103,26 @@ def _infer_shape(call):
     return TensorType("int64", (len(shape[call.attr("start", 0) : call.attr("end")]),))
 
 
+def _known_shape(call):
+    """The value of Shape where it follows from the input's type."""
+    shape = call.shape(0)
+    wanted = () if shape is None else shape[call.attr("start", 0) : call.attr("end")]
+    if shape is None or not all(isinstance(d, int) for d in wanted):
+        return None
+    return np.array(wanted, np.int64)
+
+
 def _infer_size(call):
     call.tensor(0)
     return TensorType("int64", ())
 
 
-register(Op("Shape", since=1, infer=_infer_shape, reference=lambda x: _shape(x)))
-register(Op("Shape", since=15, infer=_infer_shape, reference=_shape))
-register(Op("Size", since=1, infer=_infer_size, reference=lambda x: np.array(x.size, np.int64)))
+def _known_size(call):
+    """The value of Size where it follows from the input's type."""
+    kind = call.tensor(0)
+    return np.array(np.prod(kind.dims, dtype=np.int64)) if kind.concrete else None
+
+
+register(Op("Shape", since=1, infer=_infer_shape, reference=lambda x: _shape(x), known=_known_shape))
+register(Op("Shape", since=15, infer=_infer_shape, reference=_shape, known=_known_shape))
+register(Op("Size", since=1, infer=_infer_size, reference=lambda x: np.array(x.size, np.int64), known=_known_size))

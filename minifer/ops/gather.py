@@ -6,6 +6,7 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
+from minifer.ops.lower_index import lower_gather, lower_gather_elements, lower_gather_nd
 from minifer.ops.registry import Op, register
 from minifer.ops.shapes import wrap_axis
 
@@ -34,7 +35,7 @@ def _infer_gather(call):
     return TensorType(call.dtype(0), None if indices is None else shape[:at] + indices + shape[at + 1 :])
 
 
-register(Op("Gather", since=1, infer=_infer_gather, reference=_gather))
+register(Op("Gather", since=1, infer=_infer_gather, reference=_gather, lower=lower_gather))
 
 
 def element_index(shape, indices, axis):
@@ -75,7 +76,10 @@ def _infer_gather_elements(call):
     return TensorType(call.dtype(0), call.shape(1))
 
 
-register(Op("GatherElements", since=11, infer=_infer_gather_elements, reference=_gather_elements))
+register(
+    Op("GatherElements", since=11, infer=_infer_gather_elements, reference=_gather_elements,
+       lower=lower_gather_elements)
+)  # fmt: skip
 
 
 def tuple_index(shape, indices, batch=0):
@@ -119,5 +123,9 @@ def _infer_gather_nd(call):
     return TensorType(call.dtype(0), indices[:-1] + shape[batch + depth :])
 
 
-register(Op("GatherND", since=11, infer=_infer_gather_nd, reference=lambda data, indices: _gather_nd(data, indices)))
-register(Op("GatherND", since=12, infer=_infer_gather_nd, reference=_gather_nd))
+def _gather_nd_11(data, indices):
+    return _gather_nd(data, indices)
+
+
+register(Op("GatherND", since=11, infer=_infer_gather_nd, reference=_gather_nd_11, lower=lower_gather_nd))
+register(Op("GatherND", since=12, infer=_infer_gather_nd, reference=_gather_nd, lower=lower_gather_nd))

@@ -8,6 +8,7 @@ from minifer import dtypes
 from minifer.errors import InputError
 from minifer.ir import TensorType, Type
 from minifer.ops.binary import legacy, legacy_types
+from minifer.ops.lower_choose import lower_where
 from minifer.ops.numeric import (
     NUMBERS,
     broadcast_types,
@@ -110,4 +111,4 @@ for _name, _function in (
 register(Op("Not", since=1, infer=unary_types(_BOOL), reference=_not))
 register(Op("BitwiseNot", since=18, infer=unary_types(dtypes.INTEGERS), reference=_bitwise_not))
 register(Op("BitShift", since=11, infer=broadcast_types(dtypes.INTEGERS), reference=_bit_shift))
-register(Op("Where", since=9, infer=_where_types, reference=_where))
+register(Op("Where", since=9, infer=_where_types, reference=_where, lower=lower_where))

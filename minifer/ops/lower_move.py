@@ -24,6 +24,9 @@ from minifer.ops.registry import CHANNELS_LAST, PLAIN, Declined
 #: one axis of a view: (size, stride in elements)
 Axis = tuple[int, int]
 
+#: a run of equal elements that is at least this long is written as such
+SHORT = 8
+
 TOO_MANY_AXES = Declined(f"more than {RANK} axes that cannot be merged")
 
 
@@ -137,6 +140,9 @@ def finish(low: Any, view: View, i: int = 0) -> Declined | None:
     """Make output `i` of a view that has its shape: as an alias where it lies so already, else by a copy."""
     shape = low.out_shape(i)
     assert view.shape == shape, f"view of {view.shape} for an output of {shape}"
+    if 0 in shape:
+        low.output(i)
+        return None
     layouts = [view.layout, *(other for other in (PLAIN, CHANNELS_LAST) if other != view.layout)]
     for layout in layouts if len(shape) > 2 else [PLAIN]:
         order = memory_order(len(shape), layout)
@@ -162,7 +168,8 @@ def write(low: Any, slot: Any, start: int, axes: Sequence[Axis], target: Any) ->
     if len(sizes) > RANK:
         return TOO_MANY_AXES
     kind = width(nbytes)
-    if len(sizes) > 1 and strides[-1] != 1 and 1 in strides:
+    filled = sizes and strides[-1] == 0 and sizes[-1] >= SHORT
+    if len(sizes) > 1 and strides[-1] != 1 and 1 in strides and not filled:
         at = strides.index(1)
         order = [a for a in range(len(sizes) - 1) if a != at] + [at, len(sizes) - 1]
         out = dense(sizes)
@@ -178,25 +185,23 @@ def copy_whole(low: Any, source: Any, target: Any) -> None:
     write(low, source, 0, [(source.size, 1)], target)
 
 
-# ---------------------------------------------------------------- Transpose, Expand, Tile, Slice, Split
+# ---------------------------------------------------------------- Reshape, Transpose, Expand, Tile, Slice, Split
+
+
+def reshape(low: Any) -> None:
+    """Output 0 is input 0 under another shape, elements in row-major order."""
+    low.alias(low.input(0))
+
+
+def identity(low: Any) -> Declined | None:
+    """Output 0 is input 0."""
+    return finish(low, view_of(low, 0))
 
 
 def permute(low: Any, perm: Sequence[int]) -> Declined | None:
     """Output 0 is input 0 with its axes permuted."""
     view = view_of(low, 0)
-    moved = view.with_axes([view.axes[a] for a in perm])
-    done = finish_if_dense(low, moved)
-    return None if done else finish(low, moved.with_axes(moved.axes, layout=PLAIN))
-
-
-def finish_if_dense(low: Any, view: View, i: int = 0) -> bool:
-    """Alias output `i` to the view if it lies in memory in one of the layouts."""
-    shape = view.shape
-    for layout in (PLAIN, CHANNELS_LAST) if len(shape) > 2 else (PLAIN,):
-        if is_dense([view.axes[a] for a in memory_order(len(shape), layout)]):
-            finish(low, view.with_axes(view.axes, layout=layout), i)
-            return True
-    return False
+    return finish(low, view.with_axes([view.axes[a] for a in perm], layout=PLAIN))
 
 
 def stretch(low: Any, shape: Sequence[int]) -> Declined | None:
@@ -253,13 +258,7 @@ def join(low: Any, axis: int) -> Declined | None:
     at = order.index(axis)
     slots = [low.input(i, layout) for i in range(count)]
     target = low.output(0, layout)
-    rows = int(np.prod([target.shape[:at]], dtype=np.int64))
-    if rows == 1:
-        place = 0
-        for slot in slots:
-            copy_whole(low, slot, target.view(slot.shape, place))
-            place += slot.nbytes
-        return None
+    rows = int(np.prod(target.shape[:at], dtype=np.int64))
     runs = [slot.nbytes // rows for slot in slots]
     unit = next(u for u in (4, 2, 1) if not any(r % u for r in runs))
     if all(r == 8 for r in runs):
@@ -270,14 +269,17 @@ def join(low: Any, axis: int) -> Declined | None:
         some = range(first, min(first + most, count))
         lengths = [runs[k] for k in some] + [0] * (most - len(some))
         given = [slots[k] for k in some] + [None] * (most - len(some))
-        low.call(kernel, *given, target, *lengths, rows, step, sum(runs[:first]))
+        start, part = sum(runs[:first]), target
+        if rows == 1:  # each call writes memory of its own: no barrier stands between them
+            part, start = target.view((sum(lengths) * unit // element_bytes(target.dtype),), start * unit), 0
+        low.call(kernel, *given, part, *lengths, rows, step, start)
     return None
 
 
 # ---------------------------------------------------------------- reading by a table for each axis
 
-#: longest table that is worth making so that the last axis has one long run
-MERGE_LIMIT = 1 << 16
+#: longest tables: of axes read as they are, and of two axes merged so that the last one has one long run
+WHOLE_LIMIT, MERGE_LIMIT = 1 << 20, 1 << 16
 
 
 def longest_run(places: np.ndarray) -> tuple[int, int]:
@@ -309,7 +311,7 @@ def take(low: Any, places: Sequence[np.ndarray | None], value: Any = None) -> De
         given = places[a]
         same = given is None or (len(given) == n and (given == np.arange(n)).all())
         offsets = np.arange(n) * stride if given is None or same else np.where(given < 0, -1, given * stride)
-        if lists and same and whole[-1]:
+        if lists and same and whole[-1] and len(lists[-1]) * n <= WHOLE_LIMIT:
             lists[-1] = _flat(lists[-1], offsets)
         elif len(offsets) != 1 or offsets[0] != 0 or not same:
             lists.append(offsets)
@@ -323,8 +325,9 @@ def take(low: Any, places: Sequence[np.ndarray | None], value: Any = None) -> De
         return TOO_MANY_AXES
     target = low.output(0, layout)
     nbytes, run = element_bytes(view.slot.dtype), len(lists[-1])
-    if value is None and longest_run(lists[-1]) == (0, run) and lists[-1][0] == 0:
-        unit = common_width(nbytes, run, *(int(p) for line in lists[:-1] for p in line))
+    filled = any((line < 0).any() for line in lists)
+    if not filled and longest_run(lists[-1]) == (0, run) and lists[-1][0] == 0:
+        unit = common_width(nbytes, run, *(int(np.gcd.reduce(line)) for line in lists[:-1]))
         lists = [line * nbytes // unit for line in lists[:-1]] + [np.arange(run * nbytes // unit)]
         nbytes = unit
     words = move.take_table(lists, longest_run(lists[-1]))

@@ -102,9 +102,7 @@ def _scaler(x, *, offset=(), scale=()):
     features = x.shape[-1] if x.ndim else 1
     for name, values in (("offset", offset), ("scale", scale)):
         if len(values) not in (0, 1, features):
-            raise InputError(
-                f"{name} has {len(values)} entries, and the input {features} features; 1 or all are needed"
-            )
+            raise InputError(f"{name} has {len(values)} entries for {features} features; 1 or all are needed")
     shift = np.array(offset or (0.0,), np.float64)
     factor = np.array(scale or (1.0,), np.float64)
     return ((x.astype(np.float64) - shift) * factor).astype(np.float32).reshape(x.shape)

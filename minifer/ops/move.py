@@ -11,7 +11,8 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
-from minifer.ops.registry import Op, register
+from minifer.ops.lower_move import cut, finish, join, permute, repeat, stretch, view_of
+from minifer.ops.registry import Declined, Op, register
 from minifer.ops.shapes import broadcast, integers, product, wrap_axes, wrap_axis
 
 # --- Transpose
@@ -36,7 +37,11 @@ def _infer_transpose(call):
     return TensorType(call.dtype(0), tuple(shape[i] for i in _permutation(perm, len(shape), call.fail)))
 
 
-register(Op("Transpose", since=1, infer=_infer_transpose, reference=_transpose))
+def _lower_transpose(low):
+    return permute(low, _permutation(low.attr("perm"), len(low.shape(0)), ShapeError))
+
+
+register(Op("Transpose", since=1, infer=_infer_transpose, reference=_transpose, lower=_lower_transpose))
 
 # --- Expand, Tile
 
@@ -63,7 +68,11 @@ def _infer_expand(call):
     return TensorType(call.dtype(0), broadcast(call, call.shape(0), (None,) * count[0]))
 
 
-register(Op("Expand", since=8, infer=_infer_expand, reference=_expand))
+def _lower_expand(low):
+    return stretch(low, low.out_shape())
+
+
+register(Op("Expand", since=8, infer=_infer_expand, reference=_expand, lower=_lower_expand))
 
 
 def _repeats(repeats, rank, fail):
@@ -108,8 +117,12 @@ def _infer_tile_1(call):
     return TensorType(call.dtype(0), tuple(product(pair) for pair in zip(shape, counts)))
 
 
-register(Op("Tile", since=1, infer=_infer_tile_1, reference=_tile_1))
-register(Op("Tile", since=6, infer=_infer_tile, reference=_tile))
+def _lower_tile(low):
+    return repeat(low, [n // have for n, have in zip(low.out_shape(), low.shape(0))])
+
+
+register(Op("Tile", since=1, infer=_infer_tile_1, reference=_tile_1, lower=_lower_tile))
+register(Op("Tile", since=6, infer=_infer_tile, reference=_tile, lower=_lower_tile))
 
 # --- Concat
 
@@ -176,8 +189,12 @@ def _infer_concat_1(call):
     return _infer_concat_at(call, call.attr("axis", 1))
 
 
-register(Op("Concat", since=1, infer=_infer_concat_1, reference=_concat_1))
-register(Op("Concat", since=4, infer=_infer_concat, reference=_concat))
+def _lower_concat(low):
+    return join(low, wrap_axis(low.attr("axis", 1), len(low.out_shape())))
+
+
+register(Op("Concat", since=1, infer=_infer_concat_1, reference=_concat_1, lower=_lower_concat))
+register(Op("Concat", since=4, infer=_infer_concat, reference=_concat, lower=_lower_concat))
 
 # --- Split
 
@@ -256,8 +273,27 @@ def _infer_split(call):
     return [TensorType(dtype, shape[:at] + (p,) + shape[at + 1 :]) for p in parts]
 
 
+def _lower_split(low):
+    view = view_of(low, 0)
+    at, first = wrap_axis(low.attr("axis", 0), len(view.axes)), 0
+    sizes = _lower_sizes(low, view.shape[at])
+    for i, count in enumerate(sizes):
+        if low.wants(i):
+            declined = finish(low, cut(view, [(at, first, 1, count)]), i)
+            if declined:
+                return declined
+        first += count
+    return None
+
+
+def _lower_sizes(low, size):
+    attr, count = low.attr("split"), len(low.node.outputs)
+    split = attr if low.value(1) is None else low.value(1)
+    return _parts(size, split, count, low.node.version >= 18, ShapeError)
+
+
 for _since, _reference in ((1, _split_1), (2, _split_2), (13, _split_13), (18, _split_18)):
-    register(Op("Split", since=_since, infer=_infer_split, reference=_reference))
+    register(Op("Split", since=_since, infer=_infer_split, reference=_reference, lower=_lower_split))
 
 # --- Slice
 
@@ -339,5 +375,23 @@ def _infer_slice_1(call):
     return _infer_sliced(call, call.attr("starts"), call.attr("ends"), call.attr("axes"), None)
 
 
-register(Op("Slice", since=1, infer=_infer_slice_1, reference=_slice_1))
-register(Op("Slice", since=10, infer=_infer_slice, reference=_slice))
+def _lower_cut(low, starts, ends, axes, steps):
+    view = view_of(low, 0)
+    plan = _slice_plan(len(view.axes), starts, ends, axes, steps, ShapeError)
+    ranges = [(axis, *_range(view.shape[axis], start, end, step, ShapeError)) for axis, start, end, step in plan]
+    return finish(low, cut(view, ranges))
+
+
+def _lower_slice(low):
+    values = [low.value(i) for i in range(1, 5)]
+    if any(v is None and low.has(i) for i, v in enumerate(values, 1)):
+        return Declined("where to cut is not known before the run")
+    return _lower_cut(low, *values)
+
+
+def _lower_slice_1(low):
+    return _lower_cut(low, low.attr("starts"), low.attr("ends"), low.attr("axes"), None)
+
+
+register(Op("Slice", since=1, infer=_infer_slice_1, reference=_slice_1, lower=_lower_slice_1))
+register(Op("Slice", since=10, infer=_infer_slice, reference=_slice, lower=_lower_slice))

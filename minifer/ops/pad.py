@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from minifer.dtypes import to_numpy
 from minifer.errors import ShapeError
 from minifer.ir import TensorType
-from minifer.ops.registry import Op, register
+from minifer.ops.lower_move import cut, finish, take, view_of
+from minifer.ops.registry import Declined, Op, register
 from minifer.ops.shapes import integers, wrap_axes
 
 _MODES = ("constant", "reflect", "edge")
@@ -135,11 +137,54 @@ def _infer_pad_attribute(call):
     return _infer_padded(call, call.attr(name), None)
 
 
-register(Op("Pad", since=1, infer=_infer_pad_attribute, reference=_pad_1))
-register(Op("Pad", since=2, infer=_infer_pad_attribute, reference=_pad_2))
-register(Op("Pad", since=11, infer=_infer_pad, reference=_pad_11))
-register(Op("Pad", since=18, infer=_infer_pad, reference=_pad_18))
-register(Op("Pad", since=19, infer=_infer_pad, reference=_pad))
+def _constant_source(size, begin, end):
+    """For each place of an axis padded by a constant the place it copies from, or -1."""
+    at = np.arange(-begin, size + end)
+    return np.where((at < 0) | (at >= size), -1, at)
+
+
+def _lower_pairs(low, pairs, mode, fill):
+    """Pad by (begin, end) for each axis; `fill` makes the slot of the constant."""
+    shape = low.shape(0)
+    if all(begin <= 0 and end <= 0 for begin, end in pairs):
+        ranges = [(a, -begin, 1, n + begin + end) for a, (n, (begin, end)) in enumerate(zip(shape, pairs))]
+        return finish(low, cut(view_of(low, 0), ranges))
+    places = []
+    for n, (begin, end) in zip(shape, pairs):
+        if begin == end == 0:
+            places.append(None)
+        elif mode == "constant":
+            places.append(_constant_source(n, begin, end))
+        else:
+            places.append(_source(n, begin, end, mode))
+    return take(low, places, fill() if mode == "constant" else None)
+
+
+def _lower_pad(low):
+    pads, axes = low.value(1), low.value(3) if low.has(3) else None
+    if pads is None or (low.has(3) and axes is None):
+        return Declined("the padding is not known before the run")
+
+    def fill():
+        return low.input(2) if low.has(2) else low.const(_zero(to_numpy(low.dtype(0))).reshape(1))
+
+    return _lower_pairs(low, _pairs(len(low.shape(0)), pads, axes, ShapeError), low.attr("mode", "constant"), fill)
+
+
+def _lower_pad_attribute(low):
+    pads = low.attr("pads" if low.node.version >= 2 else "paddings")
+
+    def fill():
+        return low.const(np.array([low.attr("value", 0.0)]).astype(to_numpy(low.dtype(0))))
+
+    return _lower_pairs(low, _pairs(len(low.shape(0)), pads, None, ShapeError), low.attr("mode", "constant"), fill)
+
+
+register(Op("Pad", since=1, infer=_infer_pad_attribute, reference=_pad_1, lower=_lower_pad_attribute))
+register(Op("Pad", since=2, infer=_infer_pad_attribute, reference=_pad_2, lower=_lower_pad_attribute))
+register(Op("Pad", since=11, infer=_infer_pad, reference=_pad_11, lower=_lower_pad))
+register(Op("Pad", since=18, infer=_infer_pad, reference=_pad_18, lower=_lower_pad))
+register(Op("Pad", since=19, infer=_infer_pad, reference=_pad, lower=_lower_pad))
 
 
 def _centred(shape, sizes, axes, fail):
@@ -155,10 +200,8 @@ def _centred(shape, sizes, axes, fail):
 
 
 def _center_crop_pad(x, shape, *, axes=None):
-    # An odd difference leaves the extra element on the right, when cropping as when padding.
     out = _centred(x.shape, shape, axes, ShapeError)
-    begins = [(need - have) // 2 if need > have else -((have - need) // 2) for have, need in zip(x.shape, out)]
-    return _place(x, out, begins, _zero(x.dtype))
+    return _place(x, out, _begins(x.shape, out), _zero(x.dtype))
 
 
 def _infer_center_crop_pad(call):
@@ -171,4 +214,18 @@ def _infer_center_crop_pad(call):
     return TensorType(call.dtype(0), tuple(None if i in touched else d for i, d in enumerate(shape)))
 
 
-register(Op("CenterCropPad", since=18, infer=_infer_center_crop_pad, reference=_center_crop_pad))
+def _begins(shape, out):
+    """Padding before each axis of CenterCropPad: an odd difference leaves the extra element behind."""
+    return [(need - have) // 2 if need > have else -((have - need) // 2) for have, need in zip(shape, out)]
+
+
+def _lower_center_crop_pad(low):
+    shape, out = low.shape(0), low.out_shape()
+    pairs = [(begin, need - have - begin) for have, need, begin in zip(shape, out, _begins(shape, out))]
+    return _lower_pairs(low, pairs, "constant", lambda: low.const(_zero(to_numpy(low.dtype(0))).reshape(1)))
+
+
+register(
+    Op("CenterCropPad", since=18, infer=_infer_center_crop_pad, reference=_center_crop_pad,
+       lower=_lower_center_crop_pad)
+)  # fmt: skip

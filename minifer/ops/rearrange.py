@@ -12,6 +12,9 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
+from minifer.ops.lower_choose import lower_trilu
+from minifer.ops.lower_index import lower_reverse_sequence
+from minifer.ops.lower_move import memory_order, view_of, write
 from minifer.ops.registry import Op, register
 from minifer.ops.shapes import integers, product
 
@@ -92,10 +95,53 @@ def _space_to_depth_1(x, *, blocksize):
     return _space_to_depth(x, blocksize=blocksize)
 
 
-register(Op("DepthToSpace", since=1, infer=_infer_blocks(_space_shape), reference=_depth_to_space_1))
-register(Op("DepthToSpace", since=11, infer=_infer_blocks(_space_shape), reference=_depth_to_space))
-register(Op("SpaceToDepth", since=1, infer=_infer_blocks(_depth_shape), reference=_space_to_depth_1))
-register(Op("SpaceToDepth", since=28, infer=_infer_blocks(_depth_shape), reference=_space_to_depth))
+def _split_axis(axis, *sizes):
+    """An axis of a view as several, the first one the slowest; sizes may hold one -1."""
+    n, stride = axis
+    rest = int(np.prod([s for s in sizes if s != -1]))
+    out = []
+    for size in reversed([n // rest if s == -1 else s for s in sizes]):
+        out.append((size, stride))
+        stride *= size
+    return out[::-1]
+
+
+def _lower_blocks(low, split, order, groups):
+    """Write the split axes in a permuted order, in the layout of the input. `groups` are the output's axes in it."""
+    view = view_of(low, 0)
+    axes = split(view.axes, low.attr("blocksize"))
+    moved = [axes[a] for a in order]
+    grouped = [[moved[a] for a in group] for group in groups]
+    walk = [axis for a in memory_order(4, view.layout) for axis in grouped[a]]
+    return write(low, view.slot, 0, walk, low.output(0, view.layout))
+
+
+def _lower_depth_to_space(low):
+    mode = low.attr("mode", "DCR")
+
+    def split(axes, block):
+        n, c, h, w = axes
+        depth = (block, block, -1) if mode == "DCR" else (-1, block, block)
+        return [n, *_split_axis(c, *depth), h, w]
+
+    return _lower_blocks(low, split, _TO_SPACE[mode], ((0,), (1,), (2, 3), (4, 5)))
+
+
+def _lower_space_to_depth(low):
+    def split(axes, block):
+        n, c, h, w = axes
+        return [n, c, *_split_axis(h, -1, block), *_split_axis(w, -1, block)]
+
+    return _lower_blocks(low, split, _TO_DEPTH[low.attr("mode", "DCR")], ((0,), (1, 2, 3), (4,), (5,)))
+
+
+for _name, _since, _rule, _reference, _lower in (
+    ("DepthToSpace", 1, _space_shape, _depth_to_space_1, _lower_depth_to_space),
+    ("DepthToSpace", 11, _space_shape, _depth_to_space, _lower_depth_to_space),
+    ("SpaceToDepth", 1, _depth_shape, _space_to_depth_1, _lower_space_to_depth),
+    ("SpaceToDepth", 28, _depth_shape, _space_to_depth, _lower_space_to_depth),
+):
+    register(Op(_name, _since, infer=_infer_blocks(_rule), reference=_reference, lower=_lower))
 
 # --- Col2Im
 
@@ -185,7 +231,7 @@ def _infer_trilu(call):
     return call.tensor(0)
 
 
-register(Op("Trilu", since=14, infer=_infer_trilu, reference=_trilu))
+register(Op("Trilu", since=14, infer=_infer_trilu, reference=_trilu, lower=lower_trilu))
 
 
 def _reverse_sequence(x, sequence_lens, *, batch_axis=1, time_axis=0):
@@ -217,4 +263,7 @@ def _infer_reverse_sequence(call):
     return call.tensor(0)
 
 
-register(Op("ReverseSequence", since=10, infer=_infer_reverse_sequence, reference=_reverse_sequence))
+register(
+    Op("ReverseSequence", since=10, infer=_infer_reverse_sequence, reference=_reverse_sequence,
+       lower=lower_reverse_sequence)
+)  # fmt: skip

@@ -7,12 +7,14 @@ Floats are accumulated in float64 and rounded once; integers wrap around.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType, Type
 from minifer.ops.cast import convert
+from minifer.ops.lower_choose import lower_arg, lower_running
 from minifer.ops.numeric import (
     FLOATS,
     NUMBERS,
@@ -300,12 +302,15 @@ for _name, _function, _allowed, _input_since in (
     register(Op(_name, since=_input_since, infer=_types_by_input(_allowed), reference=_by_input(_function, _allowed)))
 
 for _name, _pick in (("ArgMax", np.argmax), ("ArgMin", np.argmin)):
-    _reference = _arg(_pick)
-    register(Op(_name, since=1, infer=_arg_types, reference=_without_last_index(_reference)))
-    register(Op(_name, since=12, infer=_arg_types, reference=_reference))
+    _reference, _lower = _arg(_pick), partial(lower_arg, minimum=_name == "ArgMin")
+    register(Op(_name, since=1, infer=_arg_types, reference=_without_last_index(_reference), lower=_lower))
+    register(Op(_name, since=12, infer=_arg_types, reference=_reference, lower=_lower))
 
-register(Op("CumSum", since=11, infer=_running_types, reference=_running(np.cumsum, 0)))
-register(Op("CumProd", since=26, infer=_running_types, reference=_running(np.cumprod, 1)))
+for _name, _since, _reference, _product_wanted in (
+    ("CumSum", 11, _running(np.cumsum, 0), False), ("CumProd", 26, _running(np.cumprod, 1), True),
+):  # fmt: skip
+    _lower = partial(lower_running, product=_product_wanted)
+    register(Op(_name, _since, infer=_running_types, reference=_reference, lower=_lower))
 register(Op("LpNormalization", since=1, infer=_lp_normalization_types, reference=_lp_normalization))
 register(
     Op(

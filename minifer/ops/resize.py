@@ -19,9 +19,12 @@ from fractions import Fraction
 
 import numpy as np
 
+from minifer.dtypes import to_numpy
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
-from minifer.ops.registry import Op, register
+from minifer.ops.lower_move import take
+from minifer.ops.lower_resize import identity_or_resample
+from minifer.ops.registry import Declined, Op, register
 from minifer.ops.shapes import integers, wrap_axes
 
 _COORDINATES = (
@@ -241,20 +244,25 @@ def _resize(
         raise InputError(f"coordinate_transformation_mode {coordinates!r} is not one of {', '.join(_COORDINATES)}")
     if nearest_mode not in _NEAREST:
         raise InputError(f"nearest_mode {nearest_mode!r} is not one of {', '.join(_NEAREST)}")
-    axes = range(x.ndim) if axes is None else wrap_axes(axes, x.ndim)
-    region = _region(roi, coordinates, len(axes), ShapeError)
-    dims, spans = [x.shape[a] for a in axes], [end - start for start, end in region]
-    lengths = _lengths(dims, scales, sizes, spans, keep_aspect_ratio_policy, ShapeError)
-    lines = [_Line(a, d, *length, *part) for a, d, length, part in zip(axes, dims, lengths, region)]
+    lines = _resize_lines(x.shape, roi, scales, sizes, axes, coordinates, keep_aspect_ratio_policy)
     _check(x, lines, kind)
     if x.size == 0 or any(line.out == 0 for line in lines):
-        return np.zeros(_resized_shape(x.shape, axes, lengths), x.dtype)
+        return np.zeros(_resized_shape(x.shape, [v.axis for v in lines], [(0, v.out) for v in lines]), x.dtype)
     y = _interpolate(
         x, lines, kind, coordinates, lambda _, at: _NEAREST[nearest_mode](at), cubic_coeff_a, exclude_outside, antialias
     )
     if coordinates != "tf_crop_and_resize":
         return y
     return np.where(_outside(lines, x.ndim), np.array(extrapolation_value).astype(x.dtype), y).astype(x.dtype)
+
+
+def _resize_lines(shape, roi, scales, sizes, axes, coordinates, policy):
+    """The axes that Resize-11 and later change."""
+    axes = range(len(shape)) if axes is None else wrap_axes(axes, len(shape))
+    region = _region(roi, coordinates, len(axes), ShapeError)
+    dims, spans = [shape[a] for a in axes], [end - start for start, end in region]
+    lengths = _lengths(dims, scales, sizes, spans, policy, ShapeError)
+    return [_Line(a, d, *length, *part) for a, d, length, part in zip(axes, dims, lengths, region)]
 
 
 def _resized_shape(shape, axes, lengths):
@@ -294,7 +302,52 @@ def _input(call, i):
     return _UNKNOWN if call.value(i) is None else _given(call.value(i))
 
 
-register(Op("Resize", since=11, infer=_infer_resize, reference=_resize))
+def _lower_nearest(low, lines, coordinates, nearest, extrapolation=0.0):
+    places = [None] * len(low.shape(0))
+    for line in lines:
+        if not line.same:
+            at = _coordinates(line, coordinates)
+            place = nearest(line, at).clip(0, line.size - 1).astype(np.int64)
+            if coordinates == "tf_crop_and_resize":
+                place = np.where((at < 0) | (at > line.size - 1), -1, place)
+            places[line.axis] = place
+    return take(low, places, low.const(np.array([extrapolation]).astype(to_numpy(low.dtype(0)))))
+
+
+def _lower_lines(low, lines, kind, coordinates, cubic_coeff_a=0.0, exclude_outside=0, antialias=0):
+    """Linear and cubic modes: the changed axes with their taps."""
+    if coordinates == "tf_crop_and_resize":
+        return Declined("no kernel for tf_crop_and_resize in linear and cubic mode")
+    changed = {}
+    for line in lines:
+        if not line.same:
+            at = _coordinates(line, coordinates)
+            changed[line.axis] = _taps(at, line, kind, cubic_coeff_a, exclude_outside, antialias)
+    return identity_or_resample(low, changed)
+
+
+def _lower_resize(low):
+    roi, scales, sizes = (low.value(i) if low.has(i) else None for i in (1, 2, 3))
+    coordinates = low.attr("coordinate_transformation_mode", "half_pixel")
+    if any(low.has(i) and low.value(i) is None and low.shape(i) != (0,) for i in (2, 3)):
+        return Declined("the size is not known before the run")
+    if coordinates == "tf_crop_and_resize" and roi is None:
+        return Declined("the roi is not known before the run")
+    policy = low.attr("keep_aspect_ratio_policy", "stretch")
+    lines = _resize_lines(low.shape(0), roi, scales, sizes, low.attr("axes"), coordinates, policy)
+    kind = _mode(low.attr("mode", "nearest"), InputError)
+    if kind == "nearest":
+        nearest = _NEAREST[low.attr("nearest_mode", "round_prefer_floor")]
+        return _lower_nearest(
+            low, lines, coordinates, lambda _, at: nearest(at), low.attr("extrapolation_value", 0.0)
+        )  # fmt: skip
+    return _lower_lines(
+        low, lines, kind, coordinates, low.attr("cubic_coeff_a", -0.75), low.attr("exclude_outside", 0),
+        low.attr("antialias", 0),
+    )  # fmt: skip
+
+
+register(Op("Resize", since=11, infer=_infer_resize, reference=_resize, lower=_lower_resize))
 
 # --- Resize-10 and Upsample: asymmetric coordinates, nearest takes the place before (after, when shrinking)
 
@@ -303,9 +356,13 @@ def _before(line, at):
     return np.floor(at) if line.width >= line.size else np.ceil(at)
 
 
+def _simple_lines(shape, scales, smallest):
+    lengths = _scaled_lengths(shape, scales, smallest, ShapeError)
+    return [_Line(axis, size, *length) for axis, (size, length) in enumerate(zip(shape, lengths))]
+
+
 def _simple(x, scales, mode, smallest):
-    lengths = _scaled_lengths(x.shape, scales, smallest, ShapeError)
-    lines = [_Line(axis, size, *length) for axis, (size, length) in enumerate(zip(x.shape, lengths))]
+    lines = _simple_lines(x.shape, scales, smallest)
     kind = _mode(mode, InputError)
     _check(x, lines, kind)
     if x.size == 0 or any(line.out == 0 for line in lines):
@@ -356,7 +413,43 @@ def _infer_upsample_1(call):
     return _infer_simple(call, (1.0, 1.0, *scales))
 
 
-register(Op("Resize", since=10, infer=lambda call: _infer_simple(call, call.value(1)), reference=_resize_10))
-register(Op("Upsample", since=1, infer=_infer_upsample_1, reference=_upsample_1))
-register(Op("Upsample", since=7, infer=lambda call: _infer_simple(call, call.attr("scales")), reference=_upsample_7))
-register(Op("Upsample", since=9, infer=lambda call: _infer_simple(call, call.value(1)), reference=_upsample))
+def _lower_simple(low, scales, smallest):
+    if scales is None:
+        return Declined("the scales are not known before the run")
+    lines, kind = _simple_lines(low.shape(0), scales, smallest), _mode(low.attr("mode", "nearest"), InputError)
+    if kind == "nearest":
+        return _lower_nearest(low, lines, "asymmetric", _before)
+    return _lower_lines(low, lines, kind, "asymmetric")
+
+
+def _lower_resize_10(low):
+    return _lower_simple(low, low.value(1), 0)
+
+
+def _lower_upsample_1(low):
+    return _lower_simple(low, (1.0, 1.0, low.attr("height_scale"), low.attr("width_scale")), 1)
+
+
+def _lower_upsample_7(low):
+    return _lower_simple(low, low.attr("scales"), 1)
+
+
+def _lower_upsample(low):
+    return _lower_simple(low, low.value(1), 1)
+
+
+def _infer_second(call):
+    return _infer_simple(call, call.value(1))
+
+
+def _infer_upsample_7(call):
+    return _infer_simple(call, call.attr("scales"))
+
+
+for _name, _since, _infer, _reference, _lower in (
+    ("Resize", 10, _infer_second, _resize_10, _lower_resize_10),
+    ("Upsample", 1, _infer_upsample_1, _upsample_1, _lower_upsample_1),
+    ("Upsample", 7, _infer_upsample_7, _upsample_7, _lower_upsample_7),
+    ("Upsample", 9, _infer_second, _upsample, _lower_upsample),
+):
+    register(Op(_name, _since, infer=_infer, reference=_reference, lower=_lower))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
 from minifer.ops.gather import check_elements, element_index, tuple_index
+from minifer.ops.lower_index import lower_one_hot, lower_scatter_elements, lower_scatter_nd, lower_tensor_scatter
 from minifer.ops.registry import Op, register
 from minifer.ops.shapes import integers, wrap_axis
 
@@ -97,11 +100,12 @@ def _infer_scatter_nd(call):
     return _infer_scatter(call)
 
 
-register(Op("Scatter", since=9, infer=_infer_scatter_elements, reference=_scatter))
-register(Op("ScatterElements", since=11, infer=_infer_scatter_elements, reference=_scatter))
-register(Op("ScatterElements", since=16, infer=_infer_scatter_elements, reference=_scatter_elements))
-register(Op("ScatterND", since=11, infer=_infer_scatter_nd, reference=_scatter_nd_11))
-register(Op("ScatterND", since=16, infer=_infer_scatter_nd, reference=_scatter_nd))
+for _name, _since, _reference in (
+    ("Scatter", 9, _scatter), ("ScatterElements", 11, _scatter), ("ScatterElements", 16, _scatter_elements),
+):  # fmt: skip
+    register(Op(_name, _since, infer=_infer_scatter_elements, reference=_reference, lower=lower_scatter_elements))
+register(Op("ScatterND", since=11, infer=_infer_scatter_nd, reference=_scatter_nd_11, lower=lower_scatter_nd))
+register(Op("ScatterND", since=16, infer=_infer_scatter_nd, reference=_scatter_nd, lower=lower_scatter_nd))
 
 
 def _sequence_axis(axis, rank, fail):
@@ -147,7 +151,9 @@ def _infer_tensor_scatter(call):
     return call.tensor(0)
 
 
-register(Op("TensorScatter", since=24, infer=_infer_tensor_scatter, reference=_tensor_scatter))
+register(
+    Op("TensorScatter", since=24, infer=_infer_tensor_scatter, reference=_tensor_scatter, lower=lower_tensor_scatter)
+)
 
 
 def _depth(depth, fail):
@@ -185,5 +191,8 @@ def _infer_one_hot(call):
     return TensorType(call.dtype(2), shape[:at] + (count,) + shape[at:])
 
 
-register(Op("OneHot", since=9, infer=_infer_one_hot, reference=_one_hot_from(lambda depth: 0)))
-register(Op("OneHot", since=11, infer=_infer_one_hot, reference=_one_hot_from(lambda depth: -depth)))
+for _since, _lowest, _negative in ((9, lambda depth: 0, False), (11, lambda depth: -depth, True)):
+    register(
+        Op("OneHot", since=_since, infer=_infer_one_hot, reference=_one_hot_from(_lowest),
+           lower=partial(lower_one_hot, negative=_negative))
+    )  # fmt: skip

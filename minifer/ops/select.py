@@ -9,6 +9,7 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
+from minifer.ops.lower_choose import lower_top_k
 from minifer.ops.registry import Op, register
 from minifer.ops.shapes import integers, product, wrap_axis
 
@@ -106,9 +107,13 @@ def _infer_top_k_1(call):
     return _infer_top(call, call.attr("k"))
 
 
-register(Op("TopK", since=1, infer=_infer_top_k_1, reference=_top_k_1))
-register(Op("TopK", since=10, infer=lambda call: _infer_top(call, call.value(1)), reference=_top_k_10))
-register(Op("TopK", since=11, infer=lambda call: _infer_top(call, call.value(1)), reference=_top_k))
+def _infer_top_k(call):
+    return _infer_top(call, call.value(1))
+
+
+register(Op("TopK", since=1, infer=_infer_top_k_1, reference=_top_k_1, lower=lower_top_k))
+register(Op("TopK", since=10, infer=_infer_top_k, reference=_top_k_10, lower=lower_top_k))
+register(Op("TopK", since=11, infer=_infer_top_k, reference=_top_k, lower=lower_top_k))
 
 # --- Unique
 

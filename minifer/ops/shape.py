@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from minifer.errors import ShapeError
 from minifer.ir import TensorType
+from minifer.ops.lower_move import reshape
 from minifer.ops.registry import Op, register
 from minifer.ops.shapes import integers, product, wrap_axes
 
@@ -77,9 +78,10 @@ def _infer_reshape_1(call):
     return TensorType(call.dtype(0), _reshaped(call.shape(0), call.attr("shape", ()), 0, call.fail))
 
 
-register(Op("Reshape", since=1, infer=_infer_reshape_1, reference=_reshape_1, ignore=("consumed_inputs",)))
-register(Op("Reshape", since=5, infer=_infer_reshape, reference=lambda x, shape: _reshape(x, shape)))
-register(Op("Reshape", since=14, infer=_infer_reshape, reference=_reshape))
+register(Op("Reshape", since=1, infer=_infer_reshape_1, reference=_reshape_1, lower=reshape,
+            ignore=("consumed_inputs",)))  # fmt: skip
+register(Op("Reshape", since=5, infer=_infer_reshape, reference=lambda x, shape: _reshape(x, shape), lower=reshape))
+register(Op("Reshape", since=14, infer=_infer_reshape, reference=_reshape, lower=reshape))
 
 
 def _flattened(shape, axis, fail):
@@ -99,7 +101,7 @@ def _infer_flatten(call):
     return TensorType(call.dtype(0), out)
 
 
-register(Op("Flatten", since=1, infer=_infer_flatten, reference=_flatten))
+register(Op("Flatten", since=1, infer=_infer_flatten, reference=_flatten, lower=reshape))
 
 
 def _squeezed(shape, axes, fail):
@@ -139,8 +141,11 @@ def _infer_squeeze(call):
     return TensorType(call.dtype(0), (None,) * (len(shape) - count[0]))
 
 
-register(Op("Squeeze", since=1, infer=lambda call: _infer_squeezed(call, call.attr("axes")), reference=_squeeze_1))
-register(Op("Squeeze", since=13, infer=_infer_squeeze, reference=_squeeze))
+register(
+    Op("Squeeze", since=1, infer=lambda call: _infer_squeezed(call, call.attr("axes")), reference=_squeeze_1,
+       lower=reshape)
+)  # fmt: skip
+register(Op("Squeeze", since=13, infer=_infer_squeeze, reference=_squeeze, lower=reshape))
 
 
 def _unsqueezed(shape, axes, fail):
@@ -177,5 +182,5 @@ def _infer_unsqueeze_1(call):
     return TensorType(call.dtype(0), None if shape is None else _unsqueezed(shape, axes, call.fail))
 
 
-register(Op("Unsqueeze", since=1, infer=_infer_unsqueeze_1, reference=_unsqueeze_1))
-register(Op("Unsqueeze", since=13, infer=_infer_unsqueeze, reference=_unsqueeze))
+register(Op("Unsqueeze", since=1, infer=_infer_unsqueeze_1, reference=_unsqueeze_1, lower=reshape))
+register(Op("Unsqueeze", since=13, infer=_infer_unsqueeze, reference=_unsqueeze, lower=reshape))

@@ -186,9 +186,9 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
             raise InputError(f"integer pixels lie in 0 .. 65535, and these lie in {low} .. {high}")
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if array.dtype.kind == "f":
-        low, high = float(array.min()), float(array.max())
-        if not (low >= 0 and high <= 1):
-            raise InputError(f"float pixels lie in 0 .. 1, and these lie in {low:g} .. {high:g}; scale them first")
+        darkest, brightest = float(array.min()), float(array.max())
+        if not (darkest >= 0 and brightest <= 1):
+            raise InputError(f"float pixels lie in 0 .. 1, these in {darkest:g} .. {brightest:g}: scale them first")
         return np.rint(array.astype(np.float32) * 255).astype(np.uint8)
     raise InputError(f"an image array holds numbers, not {array.dtype}")
 
@@ -228,9 +228,7 @@ class Preprocessing:
 #: By name; a model names its own in the metadata key "preprocessing".
 PREPROCESSINGS = {
     "efficientnet-lite": Preprocessing(),
-    "imagenet": Preprocessing(
-        mean=(123.675, 116.28, 103.53), scale=(58.395, 57.12, 57.375), interpolation="bilinear"
-    ),
+    "imagenet": Preprocessing(mean=(123.675, 116.28, 103.53), scale=(58.395, 57.12, 57.375), interpolation="bilinear"),
     "inception": Preprocessing(mean=(127.5,), scale=(127.5,)),
 }
 
@@ -242,7 +240,7 @@ class Prediction(NamedTuple):
     """One class that a classifier sees in an image."""
 
     label: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     probability: float
 
 
@@ -284,7 +282,7 @@ class ImageClassifier:
         return np.ascontiguousarray(batch.transpose(0, 3, 1, 2)) if self._channels_first else batch
 
     def probabilities(self, batch: np.ndarray) -> np.ndarray:
-        """Prepared images -> float32 (len(batch), classes). A model whose scores are no probabilities gets a softmax."""
+        """Prepared images -> float32 (len(batch), classes). Scores that are no probabilities go through a softmax."""
         name = self.session.inputs[0].name
         shape = self.session.inputs[0].shape
         fixed = shape[0] if shape and isinstance(shape[0], int) else None

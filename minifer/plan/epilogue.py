@@ -38,10 +38,10 @@ class Epilogue:
         return low.planner.slot(self.residual, layout) if self.residual else None
 
 
-def take_epilogue(low: Lowering, channel_axis: int, residual: bool = True) -> Epilogue:
+def take_epilogue(low: Lowering, channel_axis: int | None, residual: bool = True) -> Epilogue:
     """Absorb the nodes that follow output 0 as far as an epilogue can do their work.
 
-    `channel_axis` is the axis (of the ONNX shape) that a bias runs along.
+    `channel_axis` is the axis (of the ONNX shape) that a bias runs along; None: no bias is taken.
     """
     found = Epilogue()
     while not found.active:
@@ -60,7 +60,7 @@ def take_epilogue(low: Lowering, channel_axis: int, residual: bool = True) -> Ep
     return found
 
 
-def _add(low: Lowering, node: Node, found: Epilogue, channel_axis: int, residual: bool) -> bool:
+def _add(low: Lowering, node: Node, found: Epilogue, channel_axis: int | None, residual: bool) -> bool:
     if node.op != "Add" or node.domain or node.version < 7:
         return False
     name = low.outputs[0]
@@ -79,9 +79,9 @@ def _add(low: Lowering, node: Node, found: Epilogue, channel_axis: int, residual
     return True
 
 
-def _per_channel(value: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray | None:
+def _per_channel(value: np.ndarray, shape: tuple[int, ...], axis: int | None) -> np.ndarray | None:
     """`value` as (channels,) if broadcasting it adds one number per channel, else None."""
-    if value.dtype != np.float32 or value.ndim > len(shape):
+    if axis is None or value.dtype != np.float32 or value.ndim > len(shape):
         return None
     full = (1,) * (len(shape) - value.ndim) + value.shape
     if any(d != 1 for i, d in enumerate(full) if i != axis) or full[axis] not in (1, shape[axis]):

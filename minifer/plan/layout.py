@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from minifer.ir import Node
 from minifer.ops.registry import CHANNELS_LAST
 from minifer.plan.plan import Slot
 
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
     from minifer.plan.lower import Planner
 
 
-def convert(planner: Planner, source: Slot, layout: str) -> Slot:
-    """Add the step that rewrites `source` in `layout`, and return the new slot.
+def convert(planner: Planner, source: Slot, layout: str, node: Node) -> Slot:
+    """Add the step that rewrites `source` in `layout`, and return the new slot. `node` is whose result it is.
 
     Both directions are a batch of matrix transpositions: (N, C, S) <-> (N, S, C).
     """
@@ -29,7 +30,7 @@ def convert(planner: Planner, source: Slot, layout: str) -> Slot:
     from minifer.kernels import move
 
     bits = 8 * source.nbytes // max(source.size, 1)
-    planner.emit(move.transpose_matrices[f"u{bits}"], (source, target, batch, rows, columns))
+    planner.emit(move.transpose_matrices[f"u{bits}"], (source, target, batch, rows, columns), node)
     return target
 
 

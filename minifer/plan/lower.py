@@ -83,6 +83,7 @@ class Planner:
         self.types: dict[str, Type] = dict(types)
         self.known: dict[str, Any] = dict(known)
         self.where: dict[str, dict[str, Slot]] = {}  # name -> layout -> slot
+        self.writers: dict[str, Node] = {}  # tensor -> the node whose kernels wrote it
         self.steps: list[Step] = []
         self.done: set[int] = set()  # nodes absorbed by an earlier one
         self.inputs: dict[str, int] = {}
@@ -151,7 +152,7 @@ class Planner:
         held = self.slots(name)
         if layout not in held:
             source = next(iter(held.values()))
-            made = convert(self, source, layout)
+            made = convert(self, source, layout, self.writers.get(name, self.scope.nodes[self.index]))
             if name in self._const_slots:
                 self.where[name] = {**held, layout: made}
             else:
@@ -310,6 +311,7 @@ class Planner:
         self.done |= low.absorbed
         for name, held in low.written.items():
             self.where[name] = held
+            self.writers[name] = node
         return None
 
     def _by_reference(self, node: Node, captured: Sequence[str], kinds: Sequence[Type | None], why: str) -> None:
@@ -483,7 +485,7 @@ class Lowering:
         self.planner.emit(kernel, arguments, self.node)
 
     # fusion
-    def epilogue(self, channel_axis: int = 1, residual: bool = True) -> Any:
+    def epilogue(self, channel_axis: int | None = 1, residual: bool = True) -> Any:
         """Absorb a bias, residual and activation that follow output 0; returns a plan.epilogue.Epilogue."""
         from minifer.plan.epilogue import take_epilogue
 

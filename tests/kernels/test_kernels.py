@@ -127,7 +127,9 @@ def test_imports(family):
 
 
 @pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v2", "aarch64", "wasm32"])
-@pytest.mark.parametrize("unit", build.registered_units(FAMILIES), ids=lambda u: ".".join(u).removeprefix("minifer.kernels."))
+@pytest.mark.parametrize(
+    "unit", build.registered_units(FAMILIES), ids=lambda u: ".".join(u).removeprefix("minifer.kernels.")
+)
 def test_needs_no_library(unit, target):
     """Every unit compiles for every target and leaves no symbol undefined."""
     code = build.object_code(unit, TARGETS[target])

@@ -150,14 +150,14 @@ def graphs(draw, versions, depth=0):
     return Graph(tuple(inputs), outputs, tuple(nodes), {**consts, **defaults}, hints, draw(names))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(graphs(st.just(18)), st.dictionaries(names, names, max_size=2), names)
 def test_round_trip(graph, metadata, text):
     made = Model(graph, {"": 18, "ai.onnx.ml": 18, "other": 18}, 10, text, text, text, 3, text, metadata)
     same(again(made), made)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(graphs(st.integers(17, 19)))
 def test_round_trip_of_mixed_versions(graph):
     made = Model(graph, {"": 18, "ai.onnx.ml": 18, "other": 18}, 10)

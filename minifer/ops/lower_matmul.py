@@ -1,0 +1,108 @@
+"""MatMul and Gemm as kernel calls.
+
+A constant right side is packed once; the left side is then one tall matrix. What is multiplied with a right side that
+only the run knows (attention) goes to the batched kernel, which packs panels as it goes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minifer.kernels import gemm, move
+from minifer.kernels.matmul import matmul
+from minifer.kernels.simd import NR
+from minifer.ops.registry import Declined
+
+
+def lower_matmul(low: Any) -> Declined | None:
+    """float32 MatMul of any ranks."""
+    if low.dtype(0) != "float32":
+        return Declined(f"no matrix product kernel for {low.dtype(0)}")
+    a_shape, b_shape = low.shape(0), low.shape(1)
+    a_shape = (1, *a_shape) if len(a_shape) == 1 else a_shape
+    b_shape = (*b_shape, 1) if len(b_shape) == 1 else b_shape
+    m, k, n = a_shape[-2], a_shape[-1], b_shape[-1]
+    if low.value(1) is not None and all(d == 1 for d in b_shape[:-2]):
+        weight = low.pack(1, ("gemm", int(NR)), lambda b: gemm.pack(np.asarray(b).reshape(k, n)))
+        rows = int(np.prod(a_shape[:-1], dtype=np.int64))
+        _product(low, low.input(0), weight, rows, n, k, None)
+        return None
+    batch = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
+    offsets = np.stack([_offsets(a_shape, batch), _offsets(b_shape, batch)], axis=1)
+    if all(d == 1 for d in b_shape[:-2]):  # one right side for all: one tall product
+        m, offsets = m * len(offsets), offsets[:1]
+    a, b = low.input(0), low.input(1)
+    c = low.output(0)
+    scratch = low.scratch(4 * low.threads * k * int(NR), "float32")
+    low.call(matmul, a, b, c, None, low.const(offsets), scratch, len(offsets), m, n, k, k, n, 1, 1.0, 0.0, 0, 0)
+    return None
+
+
+def _offsets(shape: tuple[int, ...], batch: tuple[int, ...]) -> np.ndarray:
+    """Where the matrix of each product of the batch begins, in elements."""
+    size = shape[-2] * shape[-1]
+    count = int(np.prod(shape[:-2], dtype=np.int64))
+    starts = (np.arange(count, dtype=np.int64) * size).reshape(shape[:-2])
+    return np.broadcast_to(starts, batch).reshape(-1)
+
+
+def _product(low: Any, a: Any, weight: Any, m: int, n: int, k: int, bias: np.ndarray | None) -> None:
+    rank = len(low.out_shape())
+    columns_last = rank > 0 and low.out_shape()[-1] == n and len(low.shape(1)) > 1
+    tail = low.epilogue(rank - 1) if columns_last else low.epilogue(None)
+    if bias is not None:
+        tail.bias = bias if tail.bias is None else tail.bias + bias
+    offset = low.const(tail.bias) if tail.bias is not None else None
+    residual = tail.residual_slot(low, "plain")
+    c = low.output(0)
+    flags = (int(offset is not None), int(residual is not None))
+    numbers = (m, n, k, k, n, *flags, tail.code, tail.first, tail.second)
+    low.call(gemm.gemm, a, weight, c, offset, residual, *numbers)
+
+
+def lower_gemm(low: Any) -> Declined | None:
+    """float32 Gemm: alpha * A' @ B' + beta * C."""
+    if low.dtype(0) != "float32":
+        return Declined(f"no matrix product kernel for {low.dtype(0)}")
+    alpha, beta = low.attr("alpha", 1.0), low.attr("beta", 1.0)
+    flip_a, flip_b = low.attr("transA", 0), low.attr("transB", 0)
+    m, n = low.out_shape()
+    k = low.shape(0)[0 if flip_a else 1]
+    a = low.input(0)
+    if flip_a:
+        flipped = low.scratch(4 * m * k, "float32").view((m, k))
+        low.call(move.transpose_matrices["u32"], a, flipped, 1, k, m)
+        a = flipped
+    c = low.value(2) if low.has(2) and beta != 0 else None
+    row = None if c is None else _row(c, n, beta)
+    if low.value(1) is not None and (row is not None or not low.has(2) or beta == 0):
+
+        def pack(b: np.ndarray) -> np.ndarray:
+            b = b.T if flip_b else b
+            return gemm.pack(b * np.float32(alpha) if alpha != 1 else b)
+
+        _product(low, a, low.pack(1, ("gemm", int(NR), alpha, flip_b), pack), m, n, k, row)
+        return None
+    b = low.input(1)
+    addend, add_row, add_column = None, 0, 0
+    if low.has(2) and beta != 0:
+        shape = (1,) * (2 - len(low.shape(2))) + low.shape(2)
+        addend, add_column = low.input(2), int(shape[1] != 1)
+        add_row = shape[1] if shape[0] != 1 else 0
+    y = low.output(0)
+    scratch = low.scratch(4 * low.threads * k * int(NR), "float32")
+    b_row, b_column = (1, k) if flip_b else (n, 1)
+    offsets = low.const(np.zeros((1, 2), np.int64))
+    numbers = (1, m, n, k, k, b_row, b_column, alpha, 0.0 if addend is None else beta, add_row, add_column)
+    low.call(matmul, a, b, y, addend, offsets, scratch, *numbers)
+    return None
+
+
+def _row(c: np.ndarray, n: int, beta: float) -> np.ndarray | None:
+    """beta * C as a row of n numbers where it is the same for all rows, else None."""
+    full = c.reshape((1,) * (2 - c.ndim) + c.shape)
+    if full.shape[0] != 1:
+        return None
+    return np.ascontiguousarray(np.broadcast_to(full[0] * np.float32(beta), (n,)))

@@ -1,0 +1,121 @@
+"""Conv, ConvTranspose and pools through the whole engine: native against reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.kernels.models import check_native, model, node
+
+RNG = np.random.default_rng(7)
+
+
+def draw(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+CONVS = [
+    # x, w, attributes
+    ((1, 3, 17, 19), (8, 3, 3, 3), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
+    ((2, 16, 9, 11), (24, 16, 1, 1), {}),
+    ((1, 16, 9, 11), (5, 16, 3, 5), {"pads": [1, 0, 2, 3], "dilations": [2, 1]}),
+    ((1, 12, 8, 8), (18, 4, 3, 3), {"group": 3, "pads": [1, 1, 1, 1]}),
+    ((1, 40, 10, 13), (40, 1, 3, 3), {"group": 40, "pads": [1, 1, 1, 1]}),
+    ((2, 13, 10, 13), (13, 1, 5, 5), {"group": 13, "auto_pad": "SAME_LOWER", "strides": [2, 2]}),
+    ((1, 6, 7, 7), (12, 1, 3, 3), {"group": 6}),
+    ((1, 8, 31), (20, 8, 5), {"pads": [4, 0], "dilations": [2]}),
+    ((1, 3, 6, 7, 8), (10, 3, 3, 2, 3), {"pads": [1, 0, 1, 0, 1, 1], "strides": [1, 2, 1]}),
+    ((1, 1, 50), (4, 1, 16), {"strides": [8]}),
+    ((3, 2, 5, 5), (1, 2, 5, 5), {"pads": [2, 2, 2, 2]}),
+]
+
+
+@pytest.mark.parametrize("x, w, attrs", CONVS)
+@pytest.mark.parametrize("biased", [False, True])
+def test_conv(x, w, attrs, biased):
+    inputs = {"x": draw(*x)}
+    consts = {"w": draw(*w), **({"b": draw(w[0])} if biased else {})}
+    kernels = check_native(model([node("Conv", ["x", *consts], ["y"], **attrs)], inputs, consts, ["y"]), inputs)
+    assert {"conv", "depthwise"} & {k.kernel.name for k in kernels}
+
+
+ACTIVATIONS = [
+    ("Relu", {}), ("LeakyRelu", {"alpha": 0.3}), ("Sigmoid", {}), ("Tanh", {}), ("HardSigmoid", {"alpha": 0.3}),
+    ("HardSwish", {}), ("Elu", {"alpha": 0.7}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("op, attrs", ACTIVATIONS)
+@pytest.mark.parametrize("group", [1, 20])
+def test_activation_runs_in_the_epilogue(op, attrs, group):
+    inputs = {"x": draw(1, 20, 7, 9)}
+    consts = {"w": draw(20, 20 // group, 3, 3)}
+    nodes = [node("Conv", ["x", "w"], ["c"], group=group), node(op, ["c"], ["y"], **attrs)]
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    assert not any(k.node.op == op for k in kernels)
+
+
+@pytest.mark.parametrize("group", [1, 12])
+def test_bias_residual_and_clip_run_in_the_epilogue(group):
+    inputs = {"x": draw(2, 12, 9, 9)}
+    consts = {
+        "w": draw(12, 12 // group, 3, 3), "b": draw(12), "shift": draw(1, 12, 1, 1),
+        "lo": np.float32(-0.5), "hi": np.float32(1.5),
+    }  # fmt: skip
+    nodes = [
+        node("Conv", ["x", "w", "b"], ["c"], group=group, pads=[1, 1, 1, 1]),
+        node("Add", ["c", "shift"], ["s"]),
+        node("Add", ["x", "s"], ["r"]),
+        node("Clip", ["r", "lo", "hi"], ["y"]),
+    ]
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    assert {k.node.op for k in kernels} == {"Conv"}
+
+
+def test_silu_runs_in_the_epilogue():
+    inputs, consts = {"x": draw(1, 5, 6, 6)}, {"w": draw(7, 5, 3, 3)}
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("Sigmoid", ["c"], ["g"]), node("Mul", ["g", "c"], ["y"])]
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    assert {k.node.op for k in kernels} == {"Conv"}
+
+
+def test_a_result_that_is_read_twice_is_not_absorbed():
+    inputs, consts = {"x": draw(1, 5, 6, 6)}, {"w": draw(7, 5, 3, 3)}
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("Relu", ["c"], ["y"])]
+    check_native(model(nodes, inputs, consts, ["y", "c"]), inputs, native=False)
+
+
+TRANSPOSED = [
+    ((1, 3, 5, 6), (3, 8, 3, 3), {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}),
+    ((2, 6, 5, 6), (6, 4, 2, 2), {"strides": [2, 2], "group": 3}),
+    ((1, 4, 9), (4, 17, 5), {"strides": [3], "dilations": [2]}),
+    ((1, 2, 3, 4, 5), (2, 3, 2, 3, 3), {"auto_pad": "SAME_UPPER", "strides": [2, 1, 2]}),
+    ((1, 3, 4, 4), (3, 5, 3, 3), {"output_shape": [9, 10], "strides": [2, 2]}),
+]
+
+
+@pytest.mark.parametrize("x, w, attrs", TRANSPOSED)
+def test_conv_transpose(x, w, attrs):
+    inputs = {"x": draw(*x)}
+    consts = {"w": draw(*w), "b": draw(w[1] * attrs.get("group", 1))}
+    nodes = [node("ConvTranspose", ["x", "w", "b"], ["t"], **attrs), node("Relu", ["t"], ["y"])]
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    assert {k.node.op for k in kernels} == {"ConvTranspose"}
+
+
+POOLS = [
+    ((1, 3, 12, 13), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    ((2, 17, 11, 9), {"kernel_shape": [2, 3], "strides": [2, 1], "ceil_mode": 1}),
+    ((1, 8, 20), {"kernel_shape": [4], "strides": [3], "pads": [1, 2]}),
+    ((1, 5, 6, 7, 8), {"kernel_shape": [2, 2, 3], "dilations": [1, 2, 1]}),
+    ((1, 9, 7, 7), {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+]
+
+
+@pytest.mark.parametrize("x, attrs", POOLS)
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("include_pad", [0, 1])
+def test_pool(x, attrs, op, include_pad):
+    inputs = {"x": draw(*x)}
+    extra = {"count_include_pad": include_pad} if op == "AveragePool" else {}
+    check_native(model([node(op, ["x"], ["y"], **attrs, **extra)], inputs, {}, ["y"]), inputs)
