@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,17 @@ ARRAY_FILES = (".npy", ".npz", ".pb")
 
 
 def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
-    """--shape and --dim, for inputs whose shapes the model leaves open."""
+    """--shape and --dim, for inputs whose shapes the model leaves open; --set for their values."""
     parser.add_argument(
         "--shape", action="append", default=[], metavar="NAME=1,3,224,224", help="the shape of an input; repeatable"
     )
     parser.add_argument(
         "--dim", action="append", default=[], metavar="SYMBOL=SIZE",
         help="the size of a symbolic dimension (default 1); repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", dest="values",
+        help="fill an input with a number in place of random ones; repeatable",
     )  # fmt: skip
 
 
@@ -84,6 +88,34 @@ def random_value(value: Value, shape: tuple[int, ...], rng: np.random.Generator)
     if "float" in dtype:
         return np.asarray(rng.standard_normal(shape, np.float32)).astype(dtypes.to_numpy(dtype))
     return rng.integers(0, 2, shape).astype(dtypes.to_numpy(dtype))
+
+
+def made_feeds(session: Session, arguments: argparse.Namespace, given: Collection[str], seed: int) -> dict[str, Any]:
+    """Values for the inputs that are not given: what --set says, else random ones, in the shapes of --shape, --dim."""
+    rng = np.random.default_rng(seed)
+    shapes = shapes_of(session, arguments.shape, arguments.dim)
+    numbers = dict(_pairs(arguments.values, "--set"))
+    unknown = [name for name in numbers if name not in shapes]
+    if unknown:
+        raise InputError(f"--set names '{unknown[0]}', which is no tensor input; there is {', '.join(shapes)}")
+    feeds = {}
+    for value in session.inputs:
+        if value.name in numbers:
+            feeds[value.name] = _filled(value, shapes[value.name], numbers[value.name])
+        elif value.name not in given:
+            feeds[value.name] = random_value(value, shapes.get(value.name, ()), rng)
+    return feeds
+
+
+def _filled(value: Value, shape: tuple[int, ...], text: str) -> np.ndarray:
+    if value.dtype == "string":
+        return np.full(shape, text, object)
+    dtype = dtypes.to_numpy(value.dtype)
+    try:
+        number = int(text) if "int" in value.dtype else complex(text) if dtype.kind == "c" else float(text)
+        return np.full(shape, number).astype(dtype)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"--set {value.name}={text}: '{text}' is no value of type {value.dtype}") from error
 
 
 def read_feeds(session: Session, files: Sequence[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Inputs, outputs, opsets, metadata, parameters and operators; then, for one set o
 and arithmetic, and which operators run as native kernels and which by their NumPy reference, with the reason.
 
 Planning runs nothing of the model. Where shapes depend on data the plan ends there; `--run` runs the model once on
-random inputs and lists the steps that were executed, those in the branches of If and the bodies of loops included.
+random inputs (see --set) and lists the steps that were executed, also in the branches of If and in loops.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import numpy as np
-
-    from minifer.cli._feeds import random_value, shapes_of
+    from minifer.cli._feeds import made_feeds, shapes_of
     from minifer.cli._text import table
     from minifer.errors import UnsupportedError
     from minifer.ir import TensorType
@@ -60,8 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     print("\n".join(plan_lines(session, plan, shapes)))
     rows = planned_rows(plan)
     if arguments.execute:
-        rng = np.random.default_rng(0)
-        rows = executed_rows(session, {v.name: random_value(v, shapes[v.name], rng) for v in session.inputs})
+        rows = executed_rows(session, made_feeds(session, arguments, (), seed=0))
     print()
     print("\n".join(table(step_table(rows), right=(0,))))
     return 0
@@ -91,7 +88,9 @@ def model_lines(model: Model, full_metadata: bool) -> list[str]:
     graph = model.graph
     producer = " ".join(filter(None, (model.producer, model.producer_version))) or "unknown"
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in model.opsets.items())
-    arrays = [v.values if isinstance(v, SparseTensor) else v for g in graphs_in(graph) for v in g.consts.values()]
+    constants = [value for g in graphs_in(graph) for value in g.consts.values()]
+    constants += [node.attrs.get("value") for g in graphs_in(graph) for node in g.nodes if node.op == "Constant"]
+    arrays = [v.values if isinstance(v, SparseTensor) else v for v in constants]
     numbers = sum(a.size for a in arrays if hasattr(a, "size"))
     size = sum(a.nbytes for a in arrays if hasattr(a, "nbytes"))
     lines = [

@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import numpy as np
-
-    from minifer.cli._feeds import random_value, read_feeds, savable, shapes_of
+    from minifer.cli._feeds import made_feeds, read_feeds, savable
     from minifer.cli._text import time_text
     from minifer.errors import InputError
     from minifer.session import load
@@ -44,13 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     session = load(arguments.model, threads=arguments.threads)
     feeds = read_feeds(session, arguments.files)
     if arguments.random:
-        rng = np.random.default_rng(arguments.seed)
-        shapes = shapes_of(session, arguments.shape, arguments.dim)
-        for value in session.inputs:
-            if value.name not in feeds:
-                feeds[value.name] = random_value(value, shapes.get(value.name, ()), rng)
-    elif arguments.shape or arguments.dim:
-        raise InputError("--shape and --dim are for --random; the shape of a file's array is its own")
+        feeds |= made_feeds(session, arguments, feeds, arguments.seed)
+    elif arguments.shape or arguments.dim or arguments.values:
+        raise InputError("--shape, --dim and --set are for --random: the array in a file has its own shape and values")
     seconds = []
     for _ in range(arguments.repeat):
         start = time.perf_counter()

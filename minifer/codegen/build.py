@@ -31,10 +31,24 @@ ELF_SYSTEM = sys.platform.startswith("linux") or "bsd" in sys.platform
 SUFFIX = ".so" if ELF_SYSTEM else ".o"
 
 
+_index: tuple[int, dict[Unit, list[Spec]]] = (0, {})
+
+
+def _by_unit() -> dict[Unit, list[Spec]]:
+    """All registered kernels and native functions by unit; grouped anew when more are registered."""
+    global _index
+    count = len(registry.KERNELS) + len(registry.NATIVES)
+    if _index[0] != count:
+        groups: dict[Unit, list[Spec]] = {}
+        for spec in (*registry.KERNELS.values(), *registry.NATIVES.values()):
+            groups.setdefault(unit_of(spec), []).append(spec)
+        _index = (count, groups)
+    return _index[1]
+
+
 def specs_of(unit: Unit) -> list[Spec]:
     """All kernels and native functions registered in a unit, sorted by name."""
-    found = (*registry.KERNELS.values(), *registry.NATIVES.values())
-    return sorted((s for s in found if unit_of(s) == unit), key=lambda s: s.name)
+    return sorted(_by_unit().get(unit, []), key=lambda s: s.name)
 
 
 def key_of(unit: Unit, target: Target) -> str:
@@ -109,7 +123,8 @@ def build(units: Sequence[Unit], target: Target, progress: bool | None = None) -
 
 def _build_in_workers(units: list[Unit], target: Target, workers: int, report: _Progress) -> None:
     folder = store.cache_directory()  # decided here, so that workers write where this process reads
-    pending, failures, lock = units[::-1], [], threading.Lock()
+    pending, lock = units[::-1], threading.Lock()
+    failures: list[str] = []
 
     def serve() -> None:
         environment = dict(os.environ, MINIFER_CACHE_DIR=str(folder), PYTHONPATH=_python_path())
@@ -211,8 +226,7 @@ def all_families() -> list[str]:
 def registered_units(families: Iterable[str] | None = None) -> list[Unit]:
     """The units of all registered kernels, or of the named families."""
     wanted = None if families is None else {f"minifer.kernels.{f}" for f in families}
-    specs = (*registry.KERNELS.values(), *registry.NATIVES.values())
-    return sorted({unit_of(s) for s in specs if wanted is None or s.body.__module__ in wanted})
+    return sorted(u for u in _by_unit() if wanted is None or u[0] in wanted)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -239,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for unit in units:
         key = key_of(unit, target)
-        store.write(options.out / store._file_name(unit, target, key, suffix, ""), library_bytes(unit, target, suffix))
+        store.write(options.out / store.file_name(unit, target, key, suffix), library_bytes(unit, target, suffix))
     print(f"{len(units)} libraries written to {options.out}")
 
 

@@ -28,6 +28,7 @@ ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctype
 _lock = threading.RLock()
 _loaded: dict[Unit, Any] = {}
 _addresses: dict[str, int] = {}
+_failed: dict[Unit, str] = {}
 
 
 def available() -> bool:
@@ -42,8 +43,16 @@ def ensure(specs: Iterable[Spec | KernelGroup], progress: bool | None = None) ->
         target = host()
         wanted = [u for u in dict.fromkeys(map(unit_of, flat)) if u not in _loaded]
         missing = [u for u in wanted if not _try_load(u, target)]
-        if missing:
-            build.build(missing, target, progress)
+        for unit in missing:
+            if unit in _failed:  # it would only fail again
+                raise KernelError(_failed[unit])
+        try:
+            if missing:
+                build.build(missing, target, progress)
+        except KernelError as problem:
+            if len(missing) == 1:
+                _failed[missing[0]] = str(problem)
+            raise
         for unit in missing:
             if not _try_load(unit, target):
                 raise KernelError(f"the kernels of {unit[0]} {unit[1]} were built but cannot be loaded")

@@ -149,6 +149,9 @@ class HelperValue(FunctionValue):
         self.compiled: dict[tuple, tuple] = {}
 
     def resolve(self, context, arguments):
+        count = self.function.__code__.co_argcount
+        if len(arguments) != count:
+            raise errors.TypingError(f"{self.name} takes {count} arguments and got {len(arguments)}: pass all of them")
         plain = tuple(types.unliteral(a) for a in arguments)
         try:
             return self._resolve(context, plain)

@@ -149,7 +149,8 @@ def cache_directory() -> Path:
     return _temporary
 
 
-def _file_name(unit: Unit, target: Target, key: str, suffix: str, version: str) -> str:
+def file_name(unit: Unit, target: Target, key: str, suffix: str, version: str = "") -> str:
+    """A unit's file name; without a Numba version, as it is shipped with the package."""
     short = unit[0].rpartition(".")[2] + (f".{unit[1]}" if unit[1] else "")
     return f"{short}-{target.name}-{key}{'-numba' + version if version else ''}{suffix}"
 
@@ -159,19 +160,19 @@ def _file_name(unit: Unit, target: Target, key: str, suffix: str, version: str) 
 
 def find(unit: Unit, target: Target, key: str, suffix: str) -> Path | None:
     """The intact file of a unit: shipped with the package, or built earlier."""
-    shipped = PREBUILT / _file_name(unit, target, key, suffix, "")
+    shipped = PREBUILT / file_name(unit, target, key, suffix)
     if shipped.exists() and read(shipped) is not None:
         return shipped
     candidates = [cached_path(unit, target, key, suffix)]
     if not numba_version():  # any version's will do where none can be built
-        candidates = sorted(_user_cache().glob(_file_name(unit, target, key, "-numba*" + suffix, "")))
+        candidates = sorted(_user_cache().glob(file_name(unit, target, key, "-numba*" + suffix)))
     return next((p for p in candidates if read(p) is not None), None)
 
 
 def cached_path(unit: Unit, target: Target, key: str, suffix: str) -> Path:
     """Where the unit's file is kept once it is built."""
     folder = _temporary or _user_cache()
-    return folder / _file_name(unit, target, key, suffix, numba_version())
+    return folder / file_name(unit, target, key, suffix, numba_version())
 
 
 def seal(data: bytes) -> bytes:

@@ -11,7 +11,6 @@ subgraph defines under a name that a graph around it uses already (the standard 
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,9 +21,10 @@ import numpy as np
 
 from minifer.errors import ModelError, UnsupportedError
 from minifer.ir import Graph, Model, Node, Type
-from minifer.onnx_io.external import ExternalFiles, map_file
+from minifer.onnx_io.external import ExternalFiles
 from minifer.onnx_io.order import in_order
 from minifer.onnx_io.schema import MESSAGES
+from minifer.onnx_io.source import guess_format, open_source
 from minifer.onnx_io.tensor import read_dense, read_tensor
 from minifer.onnx_io.values import read_attribute, read_type
 from minifer.onnx_io.wire import decode
@@ -36,18 +36,6 @@ MAX_NAME = 400  # characters of a name that is made up
 #: Of functions that `write` wrapped around a node of another opset version: what is in them keeps its name.
 FUNCTION_DOMAIN = "minifer.versions"
 
-_KNOWN_FORMATS = (
-    (b"<", "it looks like a web page or XML, perhaps the page about the model instead of the file"),
-    (b"version https://git-lfs", "it is a Git LFS pointer; fetch the real file with `git lfs pull`"),
-    (b"PK\x03\x04", "it is a zip archive (a PyTorch or NumPy file?)"),
-    (b"\x1f\x8b", "it is compressed with gzip; unpack it first"),
-    (b"\x80\x02", "it is a Python pickle (an old PyTorch file?)"),
-    (b"\x89HDF", "it is an HDF5 file (Keras?)"),
-    (b"{", "it looks like JSON"),
-    (b"\x93NUMPY", "it is a NumPy array"),
-    (b"GGUF", "it is a GGUF file"),
-)
-
 
 def read_model(source: Any) -> Model:
     """The model in `source`: a path, bytes (bytes, bytearray, memoryview), a binary file object, or an
@@ -56,7 +44,7 @@ def read_model(source: Any) -> Model:
     Constants are read-only arrays, mostly views into the file, and not always aligned. ModelError where the source
     is no valid model, UnsupportedError where it uses what minifer cannot hold.
     """
-    data, path = _open(source)
+    data, path = open_source(source)
     if not len(data):
         raise ModelError("not an ONNX file: it is empty")
     with _collector_paused():  # many objects are made and none dies: half of the time would go into looking for some
@@ -81,67 +69,28 @@ def _read(data: memoryview, path: str | None) -> Model:
     try:
         proto = decode(MESSAGES["ModelProto"], data)
     except ModelError as error:
-        raise ModelError(f"not an ONNX file: {_guess(data) or error}") from error
+        raise ModelError(f"not an ONNX file: {guess_format(data) or error}") from error
     if proto.graph is None or proto.ir_version <= 0:
         lacks = "graph" if proto.graph is None else "ir_version"
-        raise ModelError(f"not an ONNX file: {_guess(data) or f'it has no {lacks}'}")
+        raise ModelError(f"not an ONNX file: {guess_format(data) or f'it has no {lacks}'}")
     return _Reader(proto, ExternalFiles(path)).model()
 
 
-def _open(source: Any) -> tuple[memoryview, str | None]:
-    """The bytes of a source, and the path that external data is relative to."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _fixed(source), None
-    if isinstance(source, str | os.PathLike):
-        return map_file(source), os.fsdecode(source)
-    if hasattr(source, "SerializeToString"):
-        try:
-            return memoryview(source.SerializeToString()), None
-        except Exception as error:  # the protobuf package has its own classes, which we do not import
-            raise ModelError(f"the ModelProto cannot be serialised ({error}); save it and pass the path") from error
-    if hasattr(source, "read"):
-        data = source.read()
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise ModelError("the file object gives text; open the model in binary mode ('rb')")
-        name = getattr(source, "name", None)
-        return _fixed(data), name if isinstance(name, str) and os.path.isfile(name) else None
-    raise ModelError(
-        f"a model is given as a path, bytes, a binary file object or an onnx.ModelProto, not {type(source).__name__}"
-    )
-
-
-def _fixed(data: bytes | bytearray | memoryview) -> memoryview:
-    """A view of bytes that nobody changes: what could be changed is copied."""
-    view = memoryview(data)
-    return view.cast("B") if view.readonly and view.c_contiguous else memoryview(view.tobytes())
-
-
-def _guess(data: memoryview) -> str:
-    """What a file that is no model seems to be, or ""."""
-    head = bytes(data[:64]).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if bytes(data[4:8]) == b"ORTM":
-        return "it is in ONNX Runtime's own .ort format; convert the .onnx file it was made from instead"
-    if bytes(data[4:8]) == b"TFL3":
-        return "it is a TensorFlow Lite file"
-    for magic, what in _KNOWN_FORMATS:
-        if head.startswith(magic):
-            return what
-    if head and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
-        return f"it begins with the text {head[:24].decode('ascii')!r}"
-    return ""
-
-
 class _Scope:
-    """The names that one graph or function body defines (own name -> name in the ir), and the scope around it."""
+    """The names that one graph or function body defines (own name -> name in the ir), and the scope around it.
+
+    `pending`: names of this scope that a node further down defines, and that until then mean an outer value.
+    """
 
     def __init__(self, outer: _Scope | None = None):
         self.names: dict[str, str] = {}
+        self.pending: set[str] = set()
         self.outer = outer
 
     def find(self, name: str) -> str | None:
         scope: _Scope | None = self
         while scope is not None:
-            if name in scope.names:
+            if name in scope.names and name not in scope.pending:
                 return scope.names[name]
             scope = scope.outer
         return None
@@ -169,6 +118,8 @@ class _Place:
 
 @dataclass
 class _Reader:
+    """Builds the graph of one ModelProto."""
+
     proto: Any
     files: ExternalFiles
     functions: dict[tuple[str, str, str], Any] = field(default_factory=dict)
@@ -255,6 +206,8 @@ class _Reader:
         nodes: list[Node] = []
         for node in proto.node:
             self.node(node, place, nodes)
+            if scope.pending:
+                scope.pending.difference_update(node.output)
         who = f"the output list of graph '{proto.name}'"
         outputs = tuple(self.find(value.name, place, who) for value in proto.output)
         if "" in outputs:
@@ -269,10 +222,13 @@ class _Reader:
         )
 
     def define_outputs(self, nodes: Any, place: _Place) -> None:
+        scope = place.scope
         for node in nodes:
             for name in node.output:
                 if name:
                     self.define(name, place)
+                    if scope.outer is not None and scope.outer.find(name) is not None:
+                        scope.pending.add(name)
 
     def constants(self, proto: Any) -> dict[str, np.ndarray]:
         out: dict[str, np.ndarray] = {}

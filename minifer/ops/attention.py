@@ -9,7 +9,7 @@ Source: the ONNX specification; Vaswani et al. 2017, Ainslie et al. 2023 (groupe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -377,11 +377,3 @@ def _infer_linear_attention(call: Call) -> list[TensorType]:
 
 
 register(Op("LinearAttention", since=27, infer=_infer_linear_attention, reference=_linear_attention))
-
-
-# --- helpers of type rules ---
-
-
-def same_rank(shape: Sequence[Dim] | None, rank: int) -> tuple[Dim, ...]:
-    """The shape, or `rank` unknown sizes."""
-    return (None,) * rank if shape is None else tuple(shape)

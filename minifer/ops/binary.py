@@ -159,6 +159,12 @@ def _pow(x, y):
     return narrow(result, x.dtype)
 
 
+def _pow_of_one_type(x, y):
+    require(x, FLOATS)
+    require_same_type(x, y)
+    return _pow(x, y)
+
+
 def variadic(function, allowed=NUMBERS):
     """A reference that folds any number of tensors of one type."""
 
@@ -207,8 +213,8 @@ for _name, _function in (("Add", np.add), ("Sub", np.subtract), ("Mul", np.multi
     register(Op(_name, since=1, infer=legacy_types(NUMBERS), reference=legacy(_reference), ignore=_LEGACY))
     register(Op(_name, since=7, infer=broadcast_types(NUMBERS), reference=_reference))
 
-register(Op("Pow", since=1, infer=legacy_types(FLOATS), reference=legacy(_pow)))
-register(Op("Pow", since=7, infer=broadcast_types(FLOATS), reference=_pow))
+register(Op("Pow", since=1, infer=legacy_types(FLOATS), reference=legacy(_pow_of_one_type)))
+register(Op("Pow", since=7, infer=broadcast_types(FLOATS), reference=_pow_of_one_type))
 register(Op("Pow", since=12, infer=_pow_types, reference=_pow))
 register(Op("Mod", since=10, infer=_mod_types(False), reference=_mod_10))
 register(Op("Mod", since=28, infer=_mod_types(True), reference=_mod_28))

@@ -27,7 +27,7 @@ _LEGACY_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}  # the other names of 
 
 def convert(x: np.ndarray, to: str, *, saturate: bool = True, round_mode: str = "up") -> np.ndarray:
     """`x` with element type `to`, by the rules of Cast. `saturate` is for 8-bit floats, `round_mode` for float8e8m0."""
-    kind = kind_of(x)
+    x, kind = np.asarray(x), kind_of(x)
     if kind.startswith("complex") or to.startswith("complex"):
         raise InputError(f"cannot cast {kind} to {to}")
     if kind == to:
@@ -234,6 +234,6 @@ def _bit_cast_types(call: Call) -> Type:
 
 for _since, _reference in ((1, _cast_1), (6, _cast_6), (19, _cast_19), (24, _cast_24)):
     register(Op("Cast", since=_since, infer=_cast_types, reference=_reference))
-for _since, _reference in ((15, _cast_like_15), (19, _cast_like_19), (24, _cast_like_24)):
-    register(Op("CastLike", since=_since, infer=_cast_like_types, reference=_reference))
+for _since, _like in ((15, _cast_like_15), (19, _cast_like_19), (24, _cast_like_24)):
+    register(Op("CastLike", since=_since, infer=_cast_like_types, reference=_like))
 register(Op("BitCast", since=26, infer=_bit_cast_types, reference=_bit_cast))

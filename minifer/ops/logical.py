@@ -98,15 +98,15 @@ for _name, _function, _allowed in (
     register(Op(_name, since=1, infer=legacy_types(_allowed, "bool"), reference=legacy(_reference)))
     register(Op(_name, since=7, infer=broadcast_types(_allowed, "bool"), reference=_reference))
 
-for _name, _function in (("GreaterOrEqual", np.greater_equal), ("LessOrEqual", np.less_equal)):
-    register(Op(_name, since=12, infer=broadcast_types(NUMBERS, "bool"), reference=_predicate(_function, NUMBERS)))
+for _name, _comparison in (("GreaterOrEqual", np.greater_equal), ("LessOrEqual", np.less_equal)):
+    register(Op(_name, since=12, infer=broadcast_types(NUMBERS, "bool"), reference=_predicate(_comparison, NUMBERS)))
 
-for _name, _function in (
+for _name, _bits in (
     ("BitwiseAnd", np.bitwise_and),
     ("BitwiseOr", np.bitwise_or),
     ("BitwiseXor", np.bitwise_xor),
 ):
-    register(Op(_name, since=18, infer=broadcast_types(dtypes.INTEGERS), reference=_bitwise(_function)))
+    register(Op(_name, since=18, infer=broadcast_types(dtypes.INTEGERS), reference=_bitwise(_bits)))
 
 register(Op("Not", since=1, infer=unary_types(_BOOL), reference=_not))
 register(Op("BitwiseNot", since=18, infer=unary_types(dtypes.INTEGERS), reference=_bitwise_not))

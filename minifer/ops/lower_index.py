@@ -66,7 +66,7 @@ def lower_gather(low: Any) -> Declined | None:
     even = None if known is None else _progression(np.asarray(known), shape[axis])
     if even is not None:
         return _gather_slice(low, axis, even, index_shape)
-    if declined := _no_index(low, 1):
+    if (declined := _no_index(low, 1)) is not None:
         return declined
     nbytes, run = element_bytes(low.dtype(0)), _size(shape[axis + 1 :])
     unit = common_width(nbytes, run)
@@ -88,7 +88,7 @@ def _gather_slice(low: Any, axis: int, even: tuple[int, int], index_shape: Seque
 
 def lower_gather_elements(low: Any) -> Declined | None:
     """GatherElements."""
-    if declined := _no_index(low, 1):
+    if (declined := _no_index(low, 1)) is not None:
         return declined
     shape, sizes = low.shape(0), low.shape(1)
     axis = wrap_axis(low.attr("axis", 0), len(shape))
@@ -106,7 +106,7 @@ def lower_gather_elements(low: Any) -> Declined | None:
 
 def lower_gather_nd(low: Any) -> Declined | None:
     """GatherND."""
-    if declined := _no_index(low, 1):
+    if (declined := _no_index(low, 1)) is not None:
         return declined
     shape, index_shape, batch = low.shape(0), low.shape(1), low.attr("batch_dims", 0)
     depth = index_shape[-1]
@@ -125,7 +125,7 @@ def lower_gather_nd(low: Any) -> Declined | None:
 def lower_reverse_sequence(low: Any) -> Declined | None:
     """ReverseSequence."""
     if low.dtype(1) != "int64":
-        return _no_index(low, 1) or Declined("no kernel for lengths of type int32")
+        return Declined(f"no kernel for lengths of type {low.dtype(1)}")
     shape, time = low.shape(0), low.attr("time_axis", 0)
     steps, batch = shape[time], shape[1 - time]
     nbytes, run = element_bytes(low.dtype(0)), _size(shape[2:])
@@ -157,7 +157,7 @@ JOINED = {"float32": "f32", "float64": "f64", "int32": "i32", "int64": "i64"}
 def lower_scatter_elements(low: Any) -> Declined | None:
     """ScatterElements and Scatter: a copy of the data, then the updates."""
     code, declined = _joining(low)
-    if declined:
+    if declined is not None:
         return declined
     shape, sizes = low.shape(0), list(low.shape(1))
     axis = wrap_axis(low.attr("axis", 0), len(shape))
@@ -183,7 +183,7 @@ def lower_scatter_elements(low: Any) -> Declined | None:
 def lower_scatter_nd(low: Any) -> Declined | None:
     """ScatterND: a copy of the data, then the updates."""
     code, declined = _joining(low)
-    if declined:
+    if declined is not None:
         return declined
     shape, index_shape = low.shape(0), low.shape(1)
     depth = index_shape[-1]
@@ -224,7 +224,7 @@ def lower_tensor_scatter(low: Any) -> Declined | None:
 
 def lower_one_hot(low: Any, negative: bool) -> Declined | None:
     """OneHot; `negative`: indices from -depth on count from the end."""
-    if declined := _no_index(low, 0):
+    if (declined := _no_index(low, 0)) is not None:
         return declined
     shape, out = low.shape(0), low.out_shape()
     axis = wrap_axis(low.attr("axis", -1), len(out))

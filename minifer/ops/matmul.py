@@ -85,9 +85,9 @@ def _gemm(a, b, c=None, *, alpha=1.0, beta=1.0, transA=0, transB=0):
     left, right = widen(a.T if transA else a), widen(b.T if transB else b)
     _require_matrices(left, right)
     y = _scaled(np.matmul(left, right), alpha)
-    if c is not None and beta != 0:
+    if c is not None:
         require_fits(c.shape, y.shape, "C")
-        y = y + _scaled(widen(c), beta)
+        y = y + _scaled(widen(c), beta) if beta != 0 else y  # as in BLAS, C is not read where beta is 0
     return narrow(y, a.dtype)
 
 
@@ -232,7 +232,7 @@ def _by_column(parameter: np.ndarray, matrix: np.ndarray, what: str) -> np.ndarr
     """A scale or zero point of the right matrix: a scalar, one per column, or laid out like the matrix."""
     if parameter.size == 1:
         return parameter.reshape(())
-    require_fits(parameter.shape, matrix.shape[:-2] + (1,) + matrix.shape[-1:], what)
+    require_fits(parameter.shape, matrix.shape[:-2] + (1,) + matrix.shape[-1:] if matrix.ndim > 1 else (), what)
     return parameter
 
 
@@ -269,16 +269,20 @@ def _quantized_matmul(a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero):
         require(x, QUANTIZED)
         require_same_type(x, zero)
     _require_matrices(a, b)
-    left = _float(_by_row(a_scale, a, "a_scale"))
-    right = _float(_by_column(b_scale, b, "b_scale"))
-    out = _float(y_scale.reshape(()) if y_scale.size == 1 else y_scale)
+    left, right = _float(_by_row(a_scale, a, "a_scale")), _float(_by_column(b_scale, b, "b_scale"))
+    rows, columns = (a[None] if a.ndim == 1 else a), (b[:, None] if b.ndim == 1 else b)
     if kind_of(a) in _BYTES and kind_of(b) in _BYTES:
-        y = integer_product(a, b, a_zero, b_zero).astype(np.float32) * (left * right / out)
+        product = integer_product(rows, columns, a_zero, b_zero).astype(np.float32) * (left * right / _float(y_scale))
     else:
-        rows = _float(a) - _float(_by_row(a_zero, a, "a_zero_point"))
-        columns = _float(b) - _float(_by_column(b_zero, b, "b_zero_point"))
-        y = np.matmul(rows * left, columns * right) / out
-    return quantized(y, y_zero.reshape(()) if y_zero.size == 1 else y_zero, kind_of(y_zero))
+        rows = (_float(rows) - _float(_by_row(a_zero, a, "a_zero_point"))) * left
+        columns = (_float(columns) - _float(_by_column(b_zero, b, "b_zero_point"))) * right
+        product = np.matmul(rows, columns) / _float(y_scale)
+    shape = rows.shape[:-1] + columns.shape[-1:] if columns.ndim == 2 else product.shape
+    require_fits(product.shape, shape, "the scale of the result")
+    require_fits(y_zero.shape, shape, "y_zero_point")
+    y = quantized(product, y_zero, kind_of(y_zero))
+    y = y[..., 0, :] if a.ndim == 1 else y
+    return np.asarray(y[..., 0] if b.ndim == 1 else y)
 
 
 def _quantized_types(call: Call) -> Type:

@@ -50,13 +50,14 @@ def _skip_layer_norm(x, skip, gamma, beta=None, bias=None, *, epsilon=_EPSILON):
     _check_vectors(ShapeError, x.shape, vectors)
     total = _residual(x, skip, bias)
     y, mean, inverse = layer_norm(total, wide(gamma), None if beta is None else wide(beta), -1, epsilon)
-    return y.astype(x.dtype), mean, inverse, total.astype(x.dtype)
+    return y.astype(x.dtype), mean.astype(np.float32), inverse.astype(np.float32), total.astype(x.dtype)
 
 
 def _skip_rms_norm(x, skip, gamma, bias=None, *, epsilon=_EPSILON):
     _check_vectors(ShapeError, x.shape, (("gamma", gamma.shape), ("bias", _shape(bias))))
     total = _residual(x, skip, bias)
     y, inverse = rms_norm(total, wide(gamma), -1, epsilon)
+    inverse = inverse.astype(np.float32)
     return y.astype(x.dtype), np.zeros_like(inverse), inverse, total.astype(x.dtype)
 
 

@@ -280,7 +280,7 @@ def _lower_split(low):
     for i, count in enumerate(sizes):
         if low.wants(i):
             declined = finish(low, cut(view, [(at, first, 1, count)]), i)
-            if declined:
+            if declined is not None:
                 return declined
         first += count
     return None

@@ -30,6 +30,7 @@ from minifer.ops.registry import Call, Op, register
 from minifer.ops.shapes import axis_of
 
 Axes = tuple[int, ...]
+_INDICES = ("int32", "int64")
 
 
 # What is reduced: functions of (array, axes), keeping the axes. Floats come as float64, integers as they are.
@@ -116,6 +117,8 @@ def _by_attribute(function, allowed):
 def _by_input(function, allowed):
     def reference(x, axes=None, *, keepdims=1, noop_with_empty_axes=0):
         require(x, allowed)
+        if axes is not None:
+            require(axes, _INDICES, "axes")
         if axes is not None and axes.ndim != 1:
             raise ShapeError(f"axes must be a vector, got shape {axes.shape}")
         return _reduced(x, _normal_axes(axes, x.ndim, noop_with_empty_axes), keepdims, function)
@@ -156,6 +159,8 @@ def _types_by_input(allowed):
         check_count(call, 1, 2)
         kind = check_type(call, 0, allowed)
         shape, keepdims = kind.shape, call.attr("keepdims", 1)
+        if call.has(1):
+            check_type(call, 1, _INDICES)
         if shape is None:
             return TensorType(kind.dtype, None)
         if not call.has(1) or call.value(1) is not None:
@@ -211,6 +216,7 @@ def _arg_types(call: Call) -> Type:
 
 
 def _axis_input(axis: np.ndarray, rank: int) -> int:
+    require(axis, _INDICES, "the axis")
     if axis.size != 1:
         raise ShapeError(f"axis must be a scalar, got shape {axis.shape}")
     return normal_axis(int(axis.reshape(-1)[0]), rank)
@@ -241,7 +247,7 @@ def _with_size(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
 def _running_types(call: Call) -> Type:
     check_count(call, 2, 2)
     kind = check_type(call, 0, NUMBERS)
-    check_type(call, 1, ("int32", "int64"))
+    check_type(call, 1, _INDICES)
     axis = call.value(1)
     if axis is not None and kind.shape is not None:
         if axis.size != 1:

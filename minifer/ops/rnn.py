@@ -16,6 +16,7 @@ import numpy as np
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
 from minifer.ops.activation import sigmoid, softplus
+from minifer.ops.lower_recurrent import lower_gru, lower_lstm, lower_rnn
 from minifer.ops.registry import Call, Op, register
 from minifer.ops.shapes import Fail
 from minifer.ops.window import wide
@@ -295,6 +296,10 @@ def run_lstm(
 
 
 _OLD = ("output_sequence",)  # version 1: whether y is wanted; the output list says so too
-for _name, _gates, _states, _reference in (("RNN", 1, 1, _rnn), ("GRU", 3, 1, _gru), ("LSTM", 4, 2, _lstm)):
-    register(Op(_name, since=1, infer=_infer(_gates, _states), reference=_reference, ignore=_OLD))
-    register(Op(_name, since=7, infer=_infer(_gates, _states), reference=_reference))
+for _name, _gates, _states, _reference, _lower in (
+    ("RNN", 1, 1, _rnn, lower_rnn),
+    ("GRU", 3, 1, _gru, lower_gru),
+    ("LSTM", 4, 2, _lstm, lower_lstm),
+):
+    register(Op(_name, since=1, infer=_infer(_gates, _states), reference=_reference, lower=_lower, ignore=_OLD))
+    register(Op(_name, since=7, infer=_infer(_gates, _states), reference=_reference, lower=_lower))

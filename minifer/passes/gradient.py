@@ -180,6 +180,23 @@ def _gemm(t: _Tape, node: Node, g: str) -> list[str | None]:
     return out
 
 
+def _einsum(t: _Tape, node: Node, g: str) -> list[str | None]:
+    """The gradient of an operand is the product of the others and g, summed to the operand's own letters."""
+    left, arrow, right = node.attrs["equation"].replace(" ", "").partition("->")
+    terms = left.split(",")
+    dots = "..." if "..." in left else ""
+    out: list[str | None] = []
+    for i, (term, x) in enumerate(zip(terms, node.inputs)):
+        others = [right, *terms[:i], *terms[i + 1 :]]
+        letters = term.replace("...", "")
+        if not arrow or len(set(letters)) < len(letters) or not set("".join(others)).issuperset(letters):
+            raise UnsupportedError(f"{node.label}: no derivative for the equation '{node.attrs['equation']}'")
+        target = term if "..." in term else dots + term
+        product = t("Einsum", g, *node.inputs[:i], *node.inputs[i + 1 :], equation=f"{','.join(others)}->{target}")
+        out.append(t.sum_to(product, x))
+    return out
+
+
 def _transpose(t: _Tape, node: Node, g: str) -> list[str | None]:
     order = node.attrs.get("perm")
     return [t("Transpose", g) if order is None else t("Transpose", g, perm=tuple(int(i) for i in np.argsort(order)))]
@@ -242,7 +259,7 @@ _RULES: dict[tuple[str, str], Rule] = {("minifer", "SumTo"): _shrunk} | {
             lambda t, g, a, b, y: t("Div", g, b), lambda t, g, a, b, y: t("Neg", t("Div", t("Mul", g, y), b))
         ),
         "Pow": _pow, "Sum": _sum, "Mean": _mean, "Max": _extreme, "Min": _extreme, "Where": _where,
-        "MatMul": _matmul, "Gemm": _gemm, "Transpose": _transpose, "Concat": _concat,
+        "MatMul": _matmul, "Gemm": _gemm, "Einsum": _einsum, "Transpose": _transpose, "Concat": _concat,
         "Reshape": _reshaped, "Flatten": _reshaped, "Squeeze": _reshaped, "Unsqueeze": _reshaped, "Expand": _stretched,
         "ReduceSum": _reduce, "ReduceMean": _reduce, "Softmax": _softmax, "LogSoftmax": _softmax,
         "Cast": _cast, "CastLike": _cast, "LeakyRelu": _leaky_relu,

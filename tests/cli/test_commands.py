@@ -100,6 +100,7 @@ def test_run_random(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     np.testing.assert_array_equal(first["y"], again["y"])
     assert not np.array_equal(first["y"], outputs("--dim", "N=3", "--seed", "1")["y"])
     assert outputs("--shape", "x=5,3", "--shape", "i=5", "--repeat", "3")["y"].shape == (5, 4)
+    np.testing.assert_array_equal(outputs("--set", "i=21", "--dim", "N=2")["z"], [42, 42])
     assert "3 runs, best" in capsys.readouterr().out
 
 
@@ -131,6 +132,8 @@ def test_run_on_an_image(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "MODEL", "--random", "--threads", "0"], "at least 1"),
         (["run", "MODEL", "--random", "--output", "FOLDER"], "FOLDER"),
         (["run", "MODEL", "X.npy", "--dim", "N=2"], "--random"),
+        (["run", "MODEL", "--random", "--set", "i=1.5"], "no value of type int64"),
+        (["run", "MODEL", "--random", "--set", "q=1"], "no tensor input"),
         (["info", "no such.onnx"], "no such.onnx"),
         (["info", "BAD.png"], "not an ONNX file"),
         (["classify", "no such.png"], "cannot open"),

@@ -447,6 +447,21 @@ def test_shadowed_names_are_renamed():
         names |= new
 
 
+def test_a_name_means_the_outer_value_until_it_is_defined():
+    """As when the nodes are run one after another; a node that still reads the old value may be in a branch."""
+    branch = helper.make_graph([node("Neg", "x", "b")], "branch", [], [value("b")])
+    body = helper.make_graph(
+        [node("Relu", "x", "a"), node("If", "a", "i", g=branch), node("Neg", "i", "x"), node("Abs", "x", "r")],
+        "body",
+        [],
+        [value("r"), value("x")],
+    )
+    got = read([node("Op", "x", "y", body=body)]).graph.nodes[0].attrs["body"]
+    assert lines(got) == ["a = Relu(x)", "i = If(a) {g=<graph branch>}", "x_1 = Neg(i)", "r = Abs(x_1)"]
+    assert got.outputs == ("r", "x_1")
+    assert got.captured() == ("x",)
+
+
 def test_deep_subgraphs():
     def nest(depth):
         graph = helper.make_graph([node("Neg", "x", "r")], "g", [], [value("r")])

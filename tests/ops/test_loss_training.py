@@ -30,14 +30,14 @@ def test_losses_agree_with_each_other():
             assert kinds[0] == TensorType("float64", loss.shape) and kinds[1].shape == scores.shape
     counted = target != 2
     picked = -np.take_along_axis(log_probability, target[:, None], 1)[:, 0]
-    (mean,) = run_op(SCE, 13, scores, target, ignore_index=2)
+    mean, _ = run_op(SCE, 13, scores, target, ignore_index=2)
     np.testing.assert_allclose(mean, picked[counted].mean())
 
 
 def test_losses_of_small_and_empty_tensors():
     scores = np.array([[-1000, 0], [0, 0]]).astype(ml_dtypes.bfloat16)
     target = np.array([0, 1], np.int32)
-    (loss,) = run_op(SCE, 13, scores, target, reduction="none")
+    loss, _ = run_op(SCE, 13, scores, target, reduction="none")
     assert loss.dtype == scores.dtype
     np.testing.assert_allclose(loss.astype(float), [1000, np.log(2)], rtol=4e-3)
     assert run_op(NLL, 13, np.zeros((0, 3), np.float32), np.zeros(0, np.int64), reduction="sum")[0] == 0

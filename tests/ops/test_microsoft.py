@@ -1,4 +1,4 @@
-"""Operators of com.microsoft against ONNX Runtime on random data, what it cannot run against formulas, and bad input."""
+"""Operators of com.microsoft against ONNX Runtime on random data, or against formulas; and bad input."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DOMAIN = "com.microsoft"
 
 
 def random(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    return np.asarray(np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
 def integers(dtype, *shape, low=None, high=None, seed=0):
     limits = np.iinfo(dtype)
     low, high = limits.min if low is None else low, limits.max if high is None else high
-    return np.random.default_rng(seed).integers(low, high + 1, shape).astype(dtype)
+    return np.asarray(np.random.default_rng(seed).integers(low, high + 1, shape)).astype(dtype)
 
 
 def number(value, dtype=np.float32):
@@ -71,7 +71,7 @@ def same(name, inputs, outputs=(True,), steps=0, tolerance=2e-3, **attrs):
 # --- products and activations ---
 
 
-@pytest.mark.parametrize(("a", "b", "batch_a", "batch_b"), itertools.product((0, 1), repeat=4))
+@pytest.mark.parametrize(("a", "b", "batch_a", "batch_b"), list(itertools.product((0, 1), repeat=4)))
 def test_fused_matmul(a, b, batch_a, batch_b):
     left, right = [2, 3, 4], [2, 4, 5]
     for shape, turned, first in ((left, a, batch_a), (right, b, batch_b)):
@@ -177,7 +177,7 @@ def test_quantised_pools(last):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8])
 def test_quantised_products(per_column, dtype):
     shape = (5,) if per_column else ()
-    scale = np.abs(random(*shape, seed=1)) * np.float32(0.02) + np.float32(0.01)
+    scale = np.asarray(np.abs(random(*shape, seed=1)) * np.float32(0.02) + np.float32(0.01))
     b, zero = integers(dtype, 4, 5, low=0, high=60), integers(dtype, *shape, low=0, high=9, seed=2)
     bias = random(5, seed=3)
     same("DynamicQuantizeMatMul", [random(2, 3, 4), b, scale, zero, bias])
@@ -193,7 +193,7 @@ def test_quantize_and_dequantize_linear(dtype):
     x, scale = random(3, 4, 2) * 5, np.abs(random(4, seed=1)) * np.float32(0.02) + np.float32(0.01)
     zero = integers(dtype, 4, low=0, high=9)
     same("QuantizeLinear", [x, scale, zero], axis=1)
-    same("QuantizeLinear", [x, number(0.1), zero[0]])
+    same("QuantizeLinear", [x, number(0.1), zero[:1].reshape(())])
     same("DequantizeLinear", [integers(dtype, 3, 4, 2), scale, zero], axis=-2, tolerance=1e-5)
     (y,) = run_op("QuantizeLinear", 1, number([np.nan, np.inf, -np.inf]), number(1), number(3, dtype), domain=DOMAIN)
     np.testing.assert_array_equal(y[1:], [np.iinfo(dtype).max, np.iinfo(dtype).min])
@@ -214,12 +214,11 @@ def test_matmul_n_bits_with_owners_of_columns_and_odd_widths():
     fields = unpack_bits(packed, 5).reshape(2, 32)
     assert fields[0, 1] == (packed[0, 0, 0] >> 5 | packed[0, 0, 1] << 3) & 31
     owner = np.arange(32) % 2
-    (y,) = run_op("MatMulNBits", 1, x, packed, scales, None, owner, domain=DOMAIN, K=32, N=2, bits=5, block_size=16)
+    attrs = dict(domain=DOMAIN, K=32, N=2, bits=5, block_size=16)
+    (y,) = run_op("MatMulNBits", 1, x, packed, scales, None, owner, **attrs)
     weight = (fields.astype(np.float32) - 16) * scales[:, owner]
     np.testing.assert_allclose(y, x @ weight.T, rtol=1e-4, atol=1e-4)
-    (y,) = run_op(
-        "MatMulNBits", 1, x, packed[:0], scales, None, None, number([1, 2]), domain=DOMAIN, K=32, N=2, block_size=16
-    )  # fmt: skip
+    (y,) = run_op("MatMulNBits", 1, x, packed[:0], scales, None, None, number([1, 2]), **attrs)
     np.testing.assert_array_equal(y, np.full((3, 2), [1, 2]))
 
 
@@ -273,7 +272,7 @@ def test_attention(mask, unidirectional):
     past, bias = random(2, 2, 2, 2, 4, seed=3), random(1, 2, 3, 5, seed=4)
     if not (unidirectional and mask == "ends and starts"):
         attrs = dict(num_heads=2, unidirectional=unidirectional)
-        same("Attention", [x, w, b, MASKS[mask], past, bias], (True, True), **attrs)
+        same("Attention", [x, w, b, MASKS[mask], past], (True, True), **attrs)
     if mask != "ends and starts":
         inputs = [random(2, 3, 8), random(2, 3, 8, seed=1), random(2, 3, 8, seed=2), b]
         attrs = dict(num_heads=2, unidirectional=unidirectional, scale=0.3)

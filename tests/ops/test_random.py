@@ -38,8 +38,9 @@ def test_distributions(kind):
 
 @pytest.mark.parametrize(
     "name, inputs, attrs",
-    [("RandomNormal", (), {"shape": SHAPE}), ("RandomUniform", (), {"shape": SHAPE}), ("RandomNormalLike", (LIKE,), {}),
-     ("RandomUniformLike", (LIKE,), {}), ("Bernoulli", (LIKE + 0.5,), {}), ("Multinomial", (LIKE,), {"sample_size": 9})],
+    [("RandomNormal", (), {"shape": SHAPE}), ("RandomUniform", (), {"shape": SHAPE}),
+     ("RandomNormalLike", (LIKE,), {}), ("RandomUniformLike", (LIKE,), {}),
+     ("Bernoulli", (LIKE + 0.5,), {}), ("Multinomial", (LIKE,), {"sample_size": 5})],
 )  # fmt: skip
 def test_a_seed_gives_the_same_values_again(name, inputs, attrs):
     def draw(**seed):
@@ -64,7 +65,7 @@ def test_bernoulli():
 
 
 def test_multinomial():
-    weights = np.array([[0.1, 0.0, 0.6, 0.3], [1, 1, 1, 1]])
+    weights = np.array([[0.1, 1e-300, 0.6, 0.3], [1, 1, 1, 1]])
     (y,) = run_op("Multinomial", 7, np.log(weights), sample_size=20_000, seed=1.0, dtype=7)
     assert y.shape == (2, 20_000) and y.dtype == np.int64
     shares = np.stack([np.bincount(row, minlength=4) / 20_000 for row in y])
