@@ -228,7 +228,7 @@ def fmod(a, b):
 def modulo(a, b):
     """The remainder with the sign of b (Python's %)."""
     r = vconvert(_fmod_wide(a, b), f32)
-    other = (r != 0.0) & ((r < 0.0) != (b < 0.0))
+    other = (r != 0.0) & ((r < 0.0) ^ (b < 0.0))
     return vselect(other, r + b, vselect(r == 0.0, vcopysign(r, b), r))
 
 

@@ -1,8 +1,8 @@
 """Circular, hyperbolic and inverse functions on float32 vectors, composed of those in mathfn.py.
 
 Every function takes a vector or a number (f32) and returns the same. NaN gives NaN, infinities the limits, arguments
-outside of a function's domain NaN. The two polynomials are minimax fits made for this file (Lawson-weighted least squares
-in float64). Range reductions: Muller, "Elementary Functions", chapters 9 and 10.
+outside of a function's domain NaN. The two polynomials are minimax fits made for this file (Lawson-weighted least
+squares in float64). Range reductions: Muller, "Elementary Functions", chapters 9 and 10.
 """
 
 from __future__ import annotations

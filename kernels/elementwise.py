@@ -1,8 +1,8 @@
 """What elementwise kernels share: how work is split over threads, and how broadcasting is described.
 
 A broadcasting kernel gets a table (i64) in rows of RANK numbers (see odometer.py): the sizes of the result, then the
-strides of each operand in elements, 0 where it is repeated. The result is dense. On the last axis an operand's stride is 0
-or 1, and at most one operand has 0 there.
+strides of each operand in elements, 0 where it is repeated. The result is dense. On the last axis a stride is
+0 or 1, and at most one operand has 0 there.
 """
 
 from __future__ import annotations

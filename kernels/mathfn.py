@@ -1,9 +1,9 @@
 """Elementary functions on float32 vectors, composed of simd.py's primitives: no library is called.
 
-Every function takes a vector or a number (f32) and returns the same. The polynomials and rational functions are minimax fits
-made for this file (Lawson-weighted least squares in float64); the error bounds stated are those of the whole
-function against the exact value, measured over the range and checked by tests/kernels/test_mathfn.py. Infinities give
-the limits, NaN gives NaN. How ranges are reduced: Muller, "Elementary Functions", chapters 9 and 10.
+Every function takes a vector or a number (f32) and returns the same. The polynomials and rational functions are
+minimax fits made for this file (Lawson-weighted least squares in float64); the error bounds stated are those of the
+whole function against the exact value, measured over the range and checked by tests/kernels/test_mathfn.py.
+Infinities give the limits, NaN gives NaN. How ranges are reduced: Muller, "Elementary Functions", chapters 9 and 10.
 """
 
 from __future__ import annotations
@@ -265,9 +265,9 @@ def _exp_wide(x):
 
 
 def pow(x, y):
-    """x**y as IEEE 754 and C define it, also for negative x with integral y, 0, 1, infinities. Relative error <= 1.5e-7.
+    """x**y as IEEE 754 and C define it, also for negative x with integral y, 0, 1, infinities.
 
-    Both arguments are vectors, or both are numbers.
+    Relative error <= 1.5e-7. Both arguments are vectors, or both are numbers.
     """
     zero, one, infinity = like(x, 0.0), like(x, 1.0), like(x, INFINITY)
     size = vabs(x)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
+
 from minifer.kernels.target import host
 
 

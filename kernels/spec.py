@@ -37,6 +37,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+
 from minifer.kernels.simd import SCALARS as SCALARS
 from minifer.kernels.simd import Ptr, Scalar, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 
@@ -89,7 +90,7 @@ class Parameter:
 class KernelSpec:
     """A kernel: its body and everything that is known about it. Calling it runs the plain Python body.
 
-    `family` is the module's name within minifer.kernels; `(family, group)` is the unit that is built as one library.
+    `family` is the module's name within minifer.kernels; a group of a family is what is built as one library.
     `parameters` leaves out tid and nthreads.
     """
 
@@ -106,7 +107,8 @@ class KernelSpec:
 
     @property
     def unit(self) -> tuple[str, str]:
-        return (self.family, self.group)
+        """The module and the group: what is built as one library."""
+        return (self.body.__module__, self.group)
 
     def draw(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
         """Arguments for one call, from the kernel's `example`."""
@@ -170,7 +172,8 @@ class NativeFunction:
 
     @property
     def unit(self) -> tuple[str, str]:
-        return (self.family, self.group)
+        """The module and the group: what is built as one library."""
+        return (self.body.__module__, self.group)
 
     def __call__(self, *arguments):
         return self.body(*arguments)
@@ -179,15 +182,6 @@ class NativeFunction:
 #: every kernel and native function by name
 KERNELS: dict[str, KernelSpec] = {}
 NATIVES: dict[str, NativeFunction] = {}
-
-
-def units(family: str | None = None) -> dict[tuple[str, str], list[KernelSpec | NativeFunction]]:
-    """The registered kernels and native functions by build unit, of one family or all."""
-    found: dict[tuple[str, str], list[KernelSpec | NativeFunction]] = {}
-    for spec in (*KERNELS.values(), *NATIVES.values()):
-        if family is None or spec.family == family:
-            found.setdefault(spec.unit, []).append(spec)
-    return found
 
 
 def kernel(
@@ -202,7 +196,8 @@ def kernel(
 ) -> Callable[[Callable], Any]:
     """Register a kernel; see the module's text. The result is a KernelSpec, or a KernelGroup with `over`.
 
-    `name` defaults to the function's; a factory that makes kernels in a loop gives its own. `group` splits a family
+    `name` defaults to the function's; a factory that makes kernels in a loop gives its own, and is called in the module
+    that defines it: a body's module is where its kernel belongs. `group` splits a family
     into several libraries; instances of `over` are grouped by their types unless it is given.
     """
 

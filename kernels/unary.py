@@ -1,9 +1,9 @@
 """Functions of one number, element by element: what ONNX activations and elementary functions need.
 
 One kernel per function, all with the same parameters: `y[i] = f(x[i])` for n elements, where `first` and `second` are
-the function's parameters (an alpha, a bound) or unused. ACTIVATION serves all functions that epilogues have too, by
-code (activation.py). Groups are small, so that a model builds only what is near to what it uses. Cost: the memory traffic of
-one reading and one writing, but for transcendental functions (10 to 40 operations an element).
+the function's parameters (an alpha, a bound) or unused. `activation` serves all functions that epilogues have too, by
+code (activation.py). Groups are small, so that a model builds only what is near to what it uses. Cost: the memory
+traffic of one reading and one writing, but for transcendental functions (10 to 40 operations an element).
 """
 
 import math
@@ -50,7 +50,9 @@ def numbers(rng, T, low, high, n, special=SPECIAL):
     return np.where(rng.random(n) < 0.1, rng.choice(special, n), x).astype(T.dtype)
 
 
-def unary(name, f, meaning, T=f32, group="", range_=(-6.0, 6.0), parameters=(0.0, 0.0), tolerance=1e-6, special=SPECIAL):
+def unary(
+    name, f, meaning, T=f32, group="simple", range_=(-6.0, 6.0), parameters=(0.0, 0.0), tolerance=1e-6, special=SPECIAL
+):  # fmt: skip
     """Make the kernel `name` over T of the vector function f(x, first, second); `meaning` is its NumPy form."""
     low, high = range_
 
@@ -74,7 +76,7 @@ def unary(name, f, meaning, T=f32, group="", range_=(-6.0, 6.0), parameters=(0.0
         vstore_part(y, i, f(vload_part(x, i, end - i), first, second), end - i)
 
     full = f"{name}_{T.name}"
-    group = f"{group or 'simple'}_{T.name}"
+    group = f"{group}_{T.name}"
     UNARY[full] = kernel(reference=reference, example=example, tolerance=tolerance, name=full, group=group)(body)
 
 
@@ -232,12 +234,13 @@ def without_parameters(f):
 
 
 for _name, _range in (
-    ("sin", (-20, 20)), ("cos", (-20, 20)), ("tan", (-1.5, 1.5)), ("asin", (-1, 1)), ("acos", (-1, 1)), ("atan", (-9, 9)),
-    ("sinh", (-9, 9)), ("cosh", (-9, 9)), ("asinh", (-9, 9)), ("acosh", (1, 9)), ("atanh", (-1, 1)),
+    ("sin", (-20, 20)), ("cos", (-20, 20)), ("tan", (-1.5, 1.5)), ("asin", (-1, 1)), ("acos", (-1, 1)),
+    ("atan", (-9, 9)), ("sinh", (-9, 9)), ("cosh", (-9, 9)), ("asinh", (-9, 9)), ("acosh", (1, 9)), ("atanh", (-1, 1)),
 ):  # fmt: skip
     _numpy = getattr(np, _name.replace("a", "arc", 1) if _name.startswith("a") else _name)
     _function = without_parameters(getattr(circular, _name))
-    unary(_name, _function, lambda x, a, b, f=_numpy: f(x), group=_name[-4:].strip("a"), range_=_range, special=MODERATE)
+    _group = _name[-4:].strip("a")
+    unary(_name, _function, lambda x, a, b, f=_numpy: f(x), group=_group, range_=_range, special=MODERATE)
 
 
 # ---------------------------------------------------------------- all activations of epilogues, by code

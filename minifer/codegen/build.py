@@ -17,14 +17,17 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import minifer
 import minifer.kernels as kernels
 from minifer.codegen import store
-from minifer.codegen.store import Spec, Unit, unit_of
+from minifer.codegen.store import Unit
 from minifer.errors import KernelError
 from minifer.kernels import spec as registry
 from minifer.kernels.target import TARGETS, Target, host
+
+Spec: TypeAlias = registry.KernelSpec | registry.NativeFunction
 
 #: a shared object where the system loads ELF, else an object file for LLVM's loader
 ELF_SYSTEM = sys.platform.startswith("linux") or "bsd" in sys.platform
@@ -41,7 +44,7 @@ def _by_unit() -> dict[Unit, list[Spec]]:
     if _index[0] != count:
         groups: dict[Unit, list[Spec]] = {}
         for spec in (*registry.KERNELS.values(), *registry.NATIVES.values()):
-            groups.setdefault(unit_of(spec), []).append(spec)
+            groups.setdefault(spec.unit, []).append(spec)
         _index = (count, groups)
     return _index[1]
 
@@ -107,7 +110,10 @@ def _require_numba() -> None:
 
 
 def build(units: Sequence[Unit], target: Target, progress: bool | None = None) -> None:
-    """Build units into the cache with all cores. `progress`: show a bar (None: on a terminal, or a line when it is slow)."""
+    """Build units into the cache with all cores.
+
+    `progress`: whether to show a bar; None: on a terminal, else one line if it takes long.
+    """
     _require_numba()
     report = _Progress(len(units), progress)
     importable = all(m.startswith("minifer.kernels.") for m, _ in units)

@@ -69,7 +69,7 @@ class _Linker:
         return position
 
     def _lay_out(self) -> None:
-        """Addresses of everything; in the first segment they equal file offsets, in the second they are a page above."""
+        """Addresses of everything; in the first segment file offsets, in the second a page above them."""
         count = len(self.exports)
         self.symbols_at = _HEADER + 56 * _PROGRAM_HEADERS
         self.strings_at = self.symbols_at + 24 * (count + 1)

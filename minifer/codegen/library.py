@@ -1,8 +1,8 @@
 """Compiled kernels by address: load the libraries that are needed, build those that are missing.
 
-The entry point of a kernel is `i64 name(i64* args, i64* bases, i64 tid, i64 nthreads)`. `args` holds, in the order of the
-parameters, two words for a pointer (base number, byte offset: the address is bases[number] + offset) and one word for a scalar
-(an integer, or the bits of a float64). A native function is exported with its own C signature.
+The entry point of a kernel is `i64 name(i64* args, i64* bases, i64 tid, i64 nthreads)`. `args` holds, in the order of
+the parameters, two words for a pointer (base number, byte offset: the address is bases[number] + offset) and one word
+for a scalar (an integer, or the bits of a float64). A native function is exported with its own C signature.
 
 With warm caches nothing here imports numba or llvmlite.
 """
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from minifer.codegen import build, store
-from minifer.codegen.store import Spec, Unit, unit_of
+from minifer.codegen.build import Spec
+from minifer.codegen.store import Unit
 from minifer.errors import KernelError
 from minifer.kernels.spec import KernelGroup, KernelSpec, NativeFunction
 from minifer.kernels.target import Target, host
@@ -41,7 +42,7 @@ def ensure(specs: Iterable[Spec | KernelGroup], progress: bool | None = None) ->
     flat = [one for spec in specs for one in (spec if isinstance(spec, KernelGroup) else (spec,))]
     with _lock:
         target = host()
-        wanted = [u for u in dict.fromkeys(map(unit_of, flat)) if u not in _loaded]
+        wanted = [u for u in dict.fromkeys(s.unit for s in flat) if u not in _loaded]
         missing = [u for u in wanted if not _try_load(u, target)]
         for unit in missing:
             if unit in _failed:  # it would only fail again
@@ -55,7 +56,10 @@ def ensure(specs: Iterable[Spec | KernelGroup], progress: bool | None = None) ->
             raise
         for unit in missing:
             if not _try_load(unit, target):
-                raise KernelError(f"the kernels of {unit[0]} {unit[1]} were built but cannot be loaded")
+                raise KernelError(
+                    f"the kernels of {unit[0]} {unit[1]} were built but cannot be found: did a source change just now? "
+                    "(kernels made by a factory belong to the module that defines the factory, and must be made there)"
+                )
 
 
 def address(spec: KernelSpec | NativeFunction) -> int:
@@ -64,7 +68,7 @@ def address(spec: KernelSpec | NativeFunction) -> int:
     if found is None:
         with _lock:
             ensure([spec])
-            found = _addresses[spec.name] = _loaded[unit_of(spec)](spec.name)
+            found = _addresses[spec.name] = _loaded[spec.unit](spec.name)
     return found
 
 

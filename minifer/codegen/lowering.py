@@ -107,7 +107,7 @@ def mangled(kind: ir.Type) -> str:
 
 
 def unify(*kinds):
-    """The common type of a vector operation's arguments: the first vector, else f32 if one is, else the first number."""
+    """The common type of an operation's arguments: the first vector, else f32 if one is, else the first number."""
     vectors = [k for k in kinds if isinstance(k, VectorType)]
     if not all(isinstance(k, VectorType) or is_number(k) for k in kinds) or any(v != vectors[0] for v in vectors):
         return None
@@ -220,7 +220,7 @@ def _vload(context, p, i):
     if not isinstance(p, PointerType) or not is_integer(i):
         return None
     kind = natural(p.element)
-    return kind, (p, types.int64), lambda builder, values: load_vector(builder, *values, kind)
+    return kind, (p, types.int64), lambda builder, values: load_vector(builder, values[0], values[1], kind)
 
 
 @lowers(simd.vload_n)
@@ -229,7 +229,7 @@ def _vload_n(context, p, i, n):
     if not isinstance(p, PointerType) or not is_integer(i) or count is None:
         return None
     kind = VectorType(p.element, count)
-    return kind, (p, types.int64, n), lambda builder, values: load_vector(builder, *values[:2], kind)
+    return kind, (p, types.int64, n), lambda builder, values: load_vector(builder, values[0], values[1], kind)
 
 
 @lowers(simd.vstore)
@@ -238,7 +238,7 @@ def _vstore(context, p, i, v):
         return None
 
     def emit(builder, values):
-        store_vector(builder, *values, v)
+        store_vector(builder, values[0], values[1], values[2], v)
         return context.get_dummy_value()
 
     return types.none, (p, types.int64, v), emit
@@ -703,7 +703,8 @@ def _comparison(operation: Callable, sign: str) -> None:
 
 
 for _operation, _sign in (
-    (operator.lt, "<"), (operator.le, "<="), (operator.gt, ">"), (operator.ge, ">="), (operator.eq, "=="), (operator.ne, "!="),
+    (operator.lt, "<"), (operator.le, "<="), (operator.gt, ">"), (operator.ge, ">="),
+    (operator.eq, "=="), (operator.ne, "!="),
 ):  # fmt: skip
     _comparison(_operation, _sign)
 

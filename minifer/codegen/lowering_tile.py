@@ -64,7 +64,7 @@ def _tile_rule(function, result, *expected):
             wanted = [tile if e == "tile" else e for e in expected]
             if len(kinds) != len(wanted) or not all(_fits(k, w) for k, w in zip(kinds, wanted)):
                 return None
-            takes = tuple({is_integer: types.int64, is_number: F32}.get(w, w) for w in wanted)
+            takes = tuple(types.int64 if w is is_integer else F32 if w is is_number else w for w in wanted)
 
             def run(builder, values):
                 made = emit(context, builder, tile, *values)
@@ -183,7 +183,7 @@ def _tile_outer_part(context, acc, rows, p, b, n):
 
     def run(builder, values):
         vectors = _row_part(context, builder, tile, values[3], values[4])
-        return _outer(builder, tile, *values[:3], vectors)
+        return _outer(builder, tile, values[0], values[1], values[2], vectors)
 
     return tile, (tile, rows, types.int64, b, types.int64), run
 

@@ -9,6 +9,8 @@ Numba knows. The sources themselves never change.
 If a new Numba breaks something, it breaks here; tests/codegen/test_numba_bridge.py says what.
 """
 
+# mypy: disable-error-code="assignment, misc"
+
 from __future__ import annotations
 
 import functools
@@ -184,6 +186,7 @@ class FunctionType(types.Callable, types.Dummy):
     def get_call_type(self, context, args, kws):
         if kws:
             raise errors.TypingError(f"call {self.value.name} with positional arguments only")
+        assert Context.current is not None
         resolved = self.value.resolve(Context.current, tuple(args))
         if resolved is None:
             listed = ", ".join(str(a) for a in args)
@@ -301,6 +304,10 @@ class _Codegen(codegen.Codegen):
         pass
 
 
+#: Python built-ins that Numba would compile through its own JIT: replaced by primitives
+_BUILTINS: dict[str, Callable] = {"min": min, "max": max, "abs": abs}
+
+
 class Context(cpu.CPUContext):
     """A Numba target context that lowers to IR text for one Target's tile and instructions."""
 
@@ -361,16 +368,13 @@ class Context(cpu.CPUContext):
         for name in code.co_names:
             if name in new_globals:
                 new_globals[name] = self._value(new_globals[name])
-            elif (builtin := self.builtins.get(name)) is not None:
+            elif (builtin := _BUILTINS.get(name)) is not None:
                 new_globals[name] = self._value(builtin)
         cells = tuple(python_types.CellType(self._value(c.cell_contents)) for c in function.__closure__ or ())
         clone = python_types.FunctionType(code, new_globals, function.__name__, function.__defaults__, cells)
         clone.__module__ = function.__module__
         clone.__qualname__ = function.__qualname__
         return clone
-
-    #: Python built-ins that Numba would compile through its own JIT: replaced by primitives
-    builtins: dict[str, Callable] = {"min": min, "max": max, "abs": abs}
 
     def _value(self, value):
         if isinstance(value, KernelSpec | NativeFunction):
@@ -387,7 +391,8 @@ class Context(cpu.CPUContext):
 
     def _function(self, function: Callable) -> FunctionValue:
         rule = self.lowerings.get(function)
-        if rule is not None and not (getattr(rule, "needs", None) and not getattr(self.machine, rule.needs)):
+        needs = getattr(rule, "needs", "")
+        if rule is not None and (not needs or getattr(self.machine, needs)):
             return PrimitiveValue(function.__name__, rule)
         if function in PRIMITIVES:
             raise KernelError(f"primitive {function.__name__} has no lowering")

@@ -1,9 +1,9 @@
 """Where built kernel libraries are kept, and by which key they are found.
 
-A unit (module, group) is keyed by the text of every module under minifer.kernels that its module reaches, the
-code generator's own text, the names of its kernels and the target. A library of another Numba version
-has another file name. Files end with a digest of their content: one that is cut off or altered is built again instead of
-being loaded. Nothing here imports numba or llvmlite.
+A unit (module, group) is keyed by the text of every module under minifer.kernels that its module reaches, the code
+generator's own text, the names of its kernels and the target. A library of another Numba version has another file
+name. Files end with a digest of their content: one that is cut off or altered is built again instead of being loaded.
+Nothing here imports numba or llvmlite.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import minifer.kernels as kernels
-from minifer.kernels.spec import KernelSpec, NativeFunction
 from minifer.kernels.target import Target
 
 #: the code generator's files that decide what is built
@@ -32,13 +31,6 @@ _MENTION = re.compile(r"minifer\.kernels\.(\w+)|from minifer\.kernels import ([\
 _MAGIC = b"minifer\x01"
 
 Unit = tuple[str, str]
-Spec = KernelSpec | NativeFunction
-
-
-def unit_of(spec: Spec) -> Unit:
-    """The unit a kernel is built in: its module's full name and its group."""
-    return (spec.body.__module__, spec.group)
-
 
 # ---------------------------------------------------------------- keys
 
@@ -98,7 +90,7 @@ def numba_version() -> str:
         found = None
     if found is None or not found.submodule_search_locations:
         return ""
-    site = Path(list(found.submodule_search_locations)[0]).parent
+    site = Path(next(iter(found.submodule_search_locations))).parent
     for entry in os.listdir(site):
         if match := re.fullmatch(r"numba-([\w.+!]+)\.dist-info", entry):
             return match[1]
@@ -128,7 +120,7 @@ _temporary: Path | None = None
 
 
 def cache_directory() -> Path:
-    """The user's cache directory for minifer (MINIFER_CACHE_DIR overrides it), or a temporary one if that is unwritable."""
+    """The user's cache directory for minifer (see MINIFER_CACHE_DIR), or a temporary one if it is unwritable."""
     global _temporary
     wanted = _user_cache()
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minifer.errors import InputError
+from minifer.errors import InputError, ShapeError
 from minifer.ir import Graph, TensorType, Type
 from minifer.ops.bodies import body_types, check_body, empty_scan, merge_types, scan_element, single, stack_scan
 from minifer.ops.registry import Call, Op, register
@@ -42,7 +42,13 @@ def _infer_if(call: Call) -> Sequence[Type | None]:
     known = call.value(0)
     if known is not None:
         return body_types(call, then_branch if np.asarray(known).reshape(-1)[0] else else_branch, [])
-    return [merge_types(a, b) for a, b in zip(body_types(call, then_branch, []), body_types(call, else_branch, []))]
+    found = []
+    for branch in (then_branch, else_branch):
+        try:
+            found.append(body_types(call, branch, []))
+        except ShapeError:  # a branch need not fit inputs for which it is not taken; the run tells if it is
+            found.append([None] * count)
+    return [merge_types(a, b) for a, b in zip(*found)]
 
 
 register(Op("If", since=1, infer=_infer_if, reference=_if))

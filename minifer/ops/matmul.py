@@ -270,17 +270,18 @@ def _quantized_matmul(a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero):
         require_same_type(x, zero)
     _require_matrices(a, b)
     left, right = _float(_by_row(a_scale, a, "a_scale")), _float(_by_column(b_scale, b, "b_scale"))
+    scale = _float(y_scale)
     rows, columns = (a[None] if a.ndim == 1 else a), (b[:, None] if b.ndim == 1 else b)
     if kind_of(a) in _BYTES and kind_of(b) in _BYTES:
-        product = integer_product(rows, columns, a_zero, b_zero).astype(np.float32) * (left * right / _float(y_scale))
+        product = integer_product(rows, columns, a_zero, b_zero).astype(np.float32)
+        factor = left * right / scale
     else:
         rows = (_float(rows) - _float(_by_row(a_zero, a, "a_zero_point"))) * left
         columns = (_float(columns) - _float(_by_column(b_zero, b, "b_zero_point"))) * right
-        product = np.matmul(rows, columns) / _float(y_scale)
-    shape = rows.shape[:-1] + columns.shape[-1:] if columns.ndim == 2 else product.shape
-    require_fits(product.shape, shape, "the scale of the result")
-    require_fits(y_zero.shape, shape, "y_zero_point")
-    y = quantized(product, y_zero, kind_of(y_zero))
+        product, factor = np.matmul(rows, columns), 1 / scale
+    require_fits(scale.shape, product.shape, "y_scale")
+    require_fits(y_zero.shape, product.shape, "y_zero_point")
+    y = quantized(product * factor, y_zero, kind_of(y_zero))
     y = y[..., 0, :] if a.ndim == 1 else y
     return np.asarray(y[..., 0] if b.ndim == 1 else y)
 

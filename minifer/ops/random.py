@@ -16,6 +16,7 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType, Type
+from minifer.ops.lower_move import identity, write
 from minifer.ops.numeric import (
     FLOATS,
     NUMBERS,
@@ -29,7 +30,7 @@ from minifer.ops.numeric import (
     scalar_of,
     widen,
 )
-from minifer.ops.registry import Call, Context, Op, register
+from minifer.ops.registry import Call, Context, Declined, Op, register
 from minifer.ops.shapes import product
 
 _PRECISION = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}  # bits of a float's significand
@@ -284,10 +285,26 @@ register(Op("EyeLike", since=9, infer=_eye_types, reference=_eye_like))
 register(Op("Range", since=11, infer=_range_types, reference=_range))
 register(Op("Range", since=27, infer=_range_types, reference=_range_27))
 
+def _lower_dropout(low):
+    """Dropout that drops nothing."""
+    training = low.value(2) if low.has(2) else np.array(False)
+    if low.node.version < 7:
+        training = np.array(not low.attr("is_test", 0))
+    if training is None or np.any(training):
+        return Declined("random numbers are drawn by the reference")
+    if low.wants(1):
+        ones = np.ones(1, dtypes.to_numpy(low.out_type(1).dtype))
+        write(low, low.const(ones), 0, [(n, 0) for n in low.out_shape(1)], low.output(1))
+    return identity(low)
+
+
 register(
     Op("Dropout", since=1, infer=_dropout_types(None), reference=_dropout_1, deterministic=False,
-       ignore=("consumed_inputs",))
+       ignore=("consumed_inputs",), lower=_lower_dropout)
 )  # fmt: skip
-register(Op("Dropout", since=7, infer=_dropout_types(None), reference=_dropout_7))
-register(Op("Dropout", since=10, infer=_dropout_types("bool"), reference=_dropout_10))
-register(Op("Dropout", since=12, infer=_dropout_types("bool"), reference=_dropout_12, deterministic=False))
+register(Op("Dropout", since=7, infer=_dropout_types(None), reference=_dropout_7, lower=_lower_dropout))
+register(Op("Dropout", since=10, infer=_dropout_types("bool"), reference=_dropout_10, lower=_lower_dropout))
+register(
+    Op("Dropout", since=12, infer=_dropout_types("bool"), reference=_dropout_12, deterministic=False,
+       lower=_lower_dropout)
+)  # fmt: skip

@@ -13,13 +13,14 @@ from collections.abc import Callable
 
 from minifer.errors import MiniferError
 from minifer.ir import Graph
-from minifer.passes.batch_norm import fold_batch_norm
-from minifer.passes.clean import remove_dead, remove_identity, merge_equal
+from minifer.passes.activations import hard_swish
+from minifer.passes.clean import merge_equal, remove_dead, remove_identity
 from minifer.passes.fold import fold_constants
+from minifer.passes.scale import fold_scale
 
 Pass = Callable[[Graph], Graph]
 
-PASSES: tuple[Pass, ...] = (fold_constants, remove_identity, merge_equal, fold_batch_norm, remove_dead)
+PASSES: tuple[Pass, ...] = (fold_constants, remove_identity, merge_equal, hard_swish, fold_scale, remove_dead)
 
 
 def optimise(graph: Graph) -> Graph:

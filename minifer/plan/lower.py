@@ -124,7 +124,9 @@ class Planner:
 
     def const(self, array: np.ndarray) -> Slot:
         """A constant kept alive by the plan."""
-        array = np.ascontiguousarray(array).reshape(array.shape)
+        array = np.asarray(array, order="C")
+        if not array.flags.aligned:  # a view into the model's file
+            array = array.copy()
         self.consts.append(array)
         return Slot(Buffer("const", array.nbytes, array), dtypes.from_numpy(array.dtype), array.shape)
 

@@ -101,7 +101,7 @@ def concat(rng):
 def expand(rng):
     shape = dims(rng, 0, 4)
     nodes, inputs, x, _ = source(rng, shape)
-    if rng.random() < 0.5:
+    if shape and rng.random() < 0.5:
         repeats = ints(*(int(rng.integers(1, 4)) for _ in shape))
         return [*nodes, node("Tile", [x, "s"], ["y"])], inputs, {"s": repeats}, ["y"]
     wanted = [int(rng.integers(1, 9)) if n == 1 else n for n in shape]
@@ -209,7 +209,8 @@ def where(rng):
     nodes, inputs, x, dtype = source(rng, shape)
 
     def part():
-        return tuple(n if rng.random() < 0.7 else 1 for n in shape)[int(rng.integers(0, len(shape) + 1)) * (rng.random() < 0.3) :]
+        some = tuple(n if rng.random() < 0.7 else 1 for n in shape)
+        return some[int(rng.integers(0, len(shape) + 1)) :] if rng.random() < 0.3 else some
 
     inputs |= {"c": draw(rng, "bool", part()), "b": draw(rng, dtype, part())}
     names = ["c", x, "b"] if rng.random() < 0.5 else ["c", "b", x]
@@ -280,10 +281,8 @@ def reverse(rng):
 def write_cache(rng):
     batch, heads, length, width = (int(n) for n in rng.integers(1, 7, 4))
     count = int(rng.integers(1, length + 1))
-    inputs = {
-        "x": draw(rng, "float16", (batch, heads, length, width)), "u": draw(rng, "float16", (batch, heads, count, width)),
-        "w": rng.integers(0, length - count + 1, batch),
-    }  # fmt: skip
+    inputs = {name: draw(rng, "float16", (batch, heads, n, width)) for name, n in (("x", length), ("u", count))}
+    inputs["w"] = rng.integers(0, length - count + 1, batch)
     return [node("TensorScatter", ["x", "u", "w"], ["y"], version=24)], inputs, {}, ["y"]
 
 
@@ -302,3 +301,97 @@ def check(generator, seed):
 def test_native_equals_reference(generator):
     for seed in range(12):
         check(generator, seed)
+
+
+# ---------------------------------------------------------------- what costs nothing
+
+
+FREE = [
+    ("Reshape", {"s": ints(4, -1)}, {}),
+    ("Transpose", {}, {"perm": (1, 0, 2, 3)}),
+    ("Transpose", {}, {"perm": (0, 2, 3, 1)}),  # channels-last data, row-major as they are
+    ("Slice", {"b": ints(1), "e": ints(3), "a": ints(1)}, {}),
+    ("Gather", {"i": ints(2).reshape(())}, {"axis": 1}),
+    ("Expand", {"s": ints(1, 1, 1, 1)}, {}),
+    ("Tile", {"s": ints(1, 1, 1, 1)}, {}),
+    ("Concat", {}, {"axis": 2}),
+    ("Dropout", {}, {}),
+    ("Pad", {"s": ints(0, -1, 0, 0, 0, 0, 0, 0)}, {}),
+    ("Resize", {"none": np.zeros(0, np.float32), "f": np.ones(4, np.float32)}, {}),
+]
+
+
+@pytest.mark.parametrize("op, consts, attrs", FREE, ids=lambda v: v if isinstance(v, str) else "")
+def test_views_cost_nothing(op, consts, attrs):
+    shape = (1, 1, 8, 5) if attrs.get("perm") == (0, 2, 3, 1) else (1, 4, 8, 5)
+    inputs = {"x": draw(np.random.default_rng(1), "float32", shape)}
+    nodes = [node("Gather", ["x", "i0"], ["g"], axis=0), node(op, ["g", *consts], ["h"], **attrs)]
+    consts = {**consts, "i0": ints(0)}
+    session = Session(model(nodes, inputs, consts, ["h"]), threads=1)
+    expected = Session(model(nodes, inputs, consts, ["h"]), executor="reference").run(inputs)
+    assert np.array_equal(session.run(inputs)["h"], expected["h"])
+    assert steps(session) == ([], [])
+
+
+def test_split_in_memory_order_costs_nothing():
+    inputs = {"x": draw(np.random.default_rng(2), "float32", (6, 4))}
+    session = Session(model([node("Split", ["x"], ["a", "b", "c"], num_outputs=3)], inputs, {}, ["a", "b", "c"]))
+    got = session.run(inputs)
+    assert np.array_equal(np.concatenate([got["a"], got["b"], got["c"]]), inputs["x"])
+    assert steps(session) == ([], [])
+
+
+def test_shape_arithmetic_costs_nothing():
+    inputs = {"x": draw(np.random.default_rng(3), "float32", (2, 3, 4))}
+    nodes = [
+        node("Shape", ["x"], ["s"], start=1), node("Size", ["x"], ["n"]), node("Shape", ["x"], ["first"], end=1),
+        node("Concat", ["first", "minus"], ["wanted"], axis=0), node("Reshape", ["x", "wanted"], ["y"]),
+    ]  # fmt: skip
+    session = Session(model(nodes, inputs, {"minus": ints(-1)}, ["s", "n", "y"]))
+    got = session.run(inputs)
+    assert got["s"].tolist() == [3, 4] and got["n"] == 24 and got["y"].shape == (2, 12)
+    assert steps(session) == ([], [])
+
+
+def test_channels_last_chain_has_no_layout_change():
+    """Between convolutions, joining, cutting, padding and resizing stay channels-last."""
+    rng = np.random.default_rng(4)
+    inputs = {"x": draw(rng, "float32", (1, 8, 6, 7))}
+    consts = {
+        "w": rng.standard_normal((8, 8, 1, 1)).astype("f"), "pads": ints(0, 0, 1, 1, 0, 0, 1, 1), "b": ints(0),
+        "e": ints(4), "a": ints(1), "f": np.array([1, 1, 2, 2], np.float32), "w2": rng.standard_normal((4, 12, 1, 1)).astype("f"),
+    }  # fmt: skip
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]), node("Pad", ["c", "pads"], ["p"]),
+        node("Slice", ["p", "b", "e", "a"], ["q"]), node("Concat", ["p", "q"], ["r"], axis=1),
+        node("Resize", ["r", "", "f"], ["z"], mode="nearest"), node("Conv", ["z", "w2"], ["y"]),
+    ]  # fmt: skip
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    changes = [k.node.op for k in kernels if k.kernel.name.startswith("transpose")]
+    assert len(changes) <= 2, changes  # at the input and at the output
+
+
+# ---------------------------------------------------------------- bad data
+
+
+BAD = [
+    ("Gather", {"x": (5, 3), "i": ints(0, 5)}, {}, {}),
+    ("GatherElements", {"x": (5, 3), "i": ints(0, 1, -6).reshape(1, 3)}, {}, {}),
+    ("GatherND", {"x": (5, 3), "i": ints(2, 3).reshape(1, 2)}, {}, {}),
+    ("ScatterElements", {"x": (5, 3), "i": ints(0, 1, 9).reshape(1, 3), "u": (1, 3)}, {}, {}),
+    ("ScatterND", {"x": (5, 3), "i": ints(2**62, 1).reshape(1, 2), "u": (1,)}, {}, {}),
+    ("ScatterND", {"x": (5, 3), "i": ints(-(2**63), 1).reshape(1, 2), "u": (1,)}, {"reduction": "add"}, {}),
+    ("ReverseSequence", {"x": (5, 3), "i": ints(1, 2, 6)}, {}, {}),
+    ("TensorScatter", {"x": (2, 1, 5, 3), "u": (2, 1, 2, 3), "i": ints(0, 4)}, {}, {"version": 24}),
+]
+
+
+@pytest.mark.parametrize("op, given, attrs, more", BAD)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bad_indices_are_refused(op, given, attrs, more, threads):
+    rng = np.random.default_rng(5)
+    inputs = {k: v if isinstance(v, np.ndarray) else draw(rng, "float32", v) for k, v in given.items()}
+    session = Session(model([node(op, list(given), ["y"], **attrs, **more)], inputs, {}, ["y"]), threads=threads)
+    with pytest.raises(InputError, match=op):
+        session.run(inputs)
+    assert not steps(session)[1]

@@ -10,7 +10,7 @@ import pytest
 from minifer import dtypes
 from minifer.errors import InputError, MiniferError, ShapeError, UnsupportedError
 from minifer.ir import TensorType
-from minifer.ops.microsoft_quant import unpack_bits
+from minifer.ops.microsoft_qmatmul import unpack_bits
 from tests.ops.helpers import infer_op, infer_value, run_op
 
 DOMAIN = "com.microsoft"
