@@ -75,21 +75,11 @@ def binary(name, f, meaning, T, out=None, group="", tolerance=0.0, positive=Fals
     def line(a, a_step, b, b_step, y, n):
         """y[i] = f(a[i * a_step], b[i * b_step]) for i < n; steps are 0 or 1."""
         w = lanes(a)
+        one_a, one_b = vsplat(a, a[0]), vsplat(b, b[0])
         i = 0
-        if b_step == 0:
-            fixed = vsplat(b, b[0])
-            while i + w <= n:
-                vstore(y, i, f(vload(a, i), fixed))
-                i += w
-        elif a_step == 0:
-            fixed = vsplat(a, a[0])
-            while i + w <= n:
-                vstore(y, i, f(fixed, vload(b, i)))
-                i += w
-        else:
-            while i + w <= n:
-                vstore(y, i, f(vload(a, i), vload(b, i)))
-                i += w
+        while i + w <= n:
+            vstore(y, i, f(vload(a, i) if a_step != 0 else one_a, vload(b, i) if b_step != 0 else one_b))
+            i += w
         if i < n:
             vstore_part(y, i, f(tail(a, a_step, i, n - i), tail(b, b_step, i, n - i)), n - i)
 
@@ -187,8 +177,8 @@ for _T in (f32, f64, i32, i64):
     binary("add", add, np.add, _T, tolerance=_tolerance)
     binary("sub", subtract, np.subtract, _T, tolerance=_tolerance)
     binary("mul", multiply, np.multiply, _T, tolerance=_tolerance)
-    binary("max", larger, np.maximum, _T)
-    binary("min", smaller, np.minimum, _T)
+    binary("max", larger, np.maximum, _T, group="extreme")
+    binary("min", smaller, np.minimum, _T, group="extreme")
 for _T in (f32, f64):
     binary("div", divide, np.divide, _T, tolerance=1e-6)
     binary("prelu", slope, lambda a, b: np.where(a < 0, a * b, a), _T, group="special", tolerance=1e-6)

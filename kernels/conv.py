@@ -46,7 +46,7 @@ GEOMETRY_WORDS = 24
 def geometry(
     batch, channels, filters, groups, in_size, out_size, taps, strides, pads, dilations, *, merged=False
 ) -> np.ndarray:
-    """The table for a convolution; spatial tuples have three entries (depth, height, width), pads are those at the begin.
+    """The table for a convolution; spatial tuples are (depth, height, width), pads are those at the begin.
 
     `merged`: a row of taps is one run of memory (no padding and no dilation in width, one group).
     """

@@ -182,7 +182,8 @@ def one_pixel(image, weight, bias, residual, y, g, d0, h0, w0, corner, c, code, 
                 for kw in range(g[TAPS_W]):
                     at = w0 + kw * g[DILATION_W]
                     if at >= 0 and at < g[IN_W]:
-                        total = vfma(vload_part(image, (line + at) * channels + c, n), vload_part(q, kw * channels, n), total)
+                        v = vload_part(image, (line + at) * channels + c, n)
+                        total = vfma(v, vload_part(q, kw * channels, n), total)
     if has_residual != 0:
         total = total + vload_part(residual, corner + c, n)
     vstore_part(y, corner + c, activate(total, code, first, second), n)

@@ -143,7 +143,9 @@ def gemm(
     a: ptr_f32, b: ptr_f32, c: ptr_f32, bias: ptr_f32, residual: ptr_f32, m: i64, n: i64, k: i64, lda: i64, ldc: i64,
     has_bias: i64, has_residual: i64, code: i64, first: f32, second: f32, tid: i64, nthreads: i64,
 ):  # fmt: skip
-    """C[i, j] = activate(sum_p A[i, p] B[p, j] + bias[j] + residual[i, j]); A: (m, k), stride lda; B: packed; C: (m, n), ldc.
+    """C[i, j] = activate(sum_p A[i, p] B[p, j] + bias[j] + residual[i, j]).
+
+    A: (m, k), stride lda; B: packed; C: (m, n), stride ldc.
 
     2 m n k FLOPs. Threads share rows if there are many, else columns. Error <= 3e-7 * (sum_p |A B| + |bias| + 1),
     more by sqrt(k) units in the worst case; the order of the sum depends on k alone. bias and residual (stride ldc)

@@ -67,8 +67,9 @@ def matmul(
 ):  # fmt: skip
     """C[i] = alpha * A[i] @ B[i] + beta * addend, for each of `batches` products.
 
-    A[i]: (m, k) with rows `lda` apart, at a + offsets[i, 0]; B[i][p, j] at b + offsets[i, 1] + p * b_row + j * b_column;
-    C: (batches, m, n) contiguous; addend[r, j] at r * add_row + j * add_column (strides may be 0), read where beta != 0;
+    A[i]: (m, k) with rows `lda` apart, at a + offsets[i, 0]; B[i][p, j] at
+    b + offsets[i, 1] + p * b_row + j * b_column; C: (batches, m, n) contiguous;
+    addend[r, j] at r * add_row + j * add_column (strides may be 0), read where beta != 0;
     scratch: k * NR floats per thread. 2 * batches * m * n * k FLOPs. Each sum runs in the order of k. Work is split
     over batches and panels of columns, or over rows where there are few of those.
     """

@@ -24,7 +24,8 @@ def axis_table(size: int, out: int, taps: int, stride: int, dilation: int, begin
     inside = (at >= 0) & (at < size)
     first = np.where(inside, at, size).min(axis=1)
     counted = ((at >= -begin) & (at < size + end)).sum(axis=1) if padded else inside.sum(axis=1)
-    return np.stack([first, inside.sum(axis=1), np.full(out, dilation), np.maximum(counted, 1)], axis=1).astype(np.int64)
+    columns = [first, inside.sum(axis=1), np.full(out, dilation), np.maximum(counted, 1)]
+    return np.stack(columns, axis=1).astype(np.int64)
 
 
 def pool_reference(x, y, table, batch, channels, depth, height, width, out_d, out_h, out_w, mode):
@@ -74,8 +75,8 @@ def pool(
 ):  # fmt: skip
     """y = max (mode 0) or mean (mode 1) of x over windows.
 
-    x: (batch, depth, height, width, channels); y: (batch, out_d, out_h, out_w, channels); table: the axis tables of depth,
-    height and width one after the other. Maximum of an empty window is -infinity; NaN wins over numbers.
+    x: (batch, depth, height, width, channels); y: (batch, out_d, out_h, out_w, channels); table: the axis tables of
+    depth, height and width one after the other. Maximum of an empty window is -infinity; NaN wins over numbers.
     One operation per tap and channel. Work is split over output rows.
     """
     rows = batch * out_d * out_h

@@ -36,7 +36,7 @@ TANH, RELU = 0, 1
 
 
 def pack_recurrent(weights: np.ndarray) -> np.ndarray:
-    """ONNX recurrent weights (directions, gates * hidden, hidden) packed as B (hidden, gates * hidden) per direction."""
+    """ONNX recurrent weights (directions, gates * hidden, hidden) packed as B (hidden, gates * hidden) each."""
     return np.stack([pack(np.ascontiguousarray(w.T)) for w in weights])
 
 
@@ -93,7 +93,8 @@ def _draw(rng, size, gates):
 
 
 def _unpacked(weights, hidden, gates):
-    return weights.transpose(0, 2, 1, 3).reshape(weights.shape[0], hidden, -1)[:, :, : gates * hidden].astype(np.float64)
+    wide = weights.transpose(0, 2, 1, 3).reshape(weights.shape[0], hidden, -1)
+    return wide[:, :, : gates * hidden].astype(np.float64)
 
 
 def _scan(step, x, h0, y, lengths, steps, batch, directions, reverse, state):
@@ -116,8 +117,9 @@ def _sigmoid(v):
 
 
 def lstm_reference(
-    x, weights, peepholes, h0, c0, y, y_h, y_c, lengths, scratch, steps, batch, hidden, directions, reverse, has_y, has_p
-):
+    x, weights, peepholes, h0, c0, y, y_h, y_c, lengths, scratch, steps, batch, hidden, directions, reverse, has_y,
+    has_p,
+):  # fmt: skip
     wide = _unpacked(weights, hidden, 4)
     p = peepholes.astype(np.float64) * has_p
 
@@ -147,9 +149,9 @@ def lstm_example(rng, size):
 
 @kernel(reference=lstm_reference, example=lstm_example, outputs=("y", "y_h", "y_c", "scratch"), tolerance=2e-5)
 def lstm(
-    x: ptr_f32, weights: ptr_f32, peepholes: ptr_f32, h0: ptr_f32, c0: ptr_f32, y: ptr_f32, y_h: ptr_f32, y_c: ptr_f32,
-    lengths: ptr_i64, scratch: ptr_f32, steps: i64, batch: i64, hidden: i64, directions: i64, reverse: i64,
-    has_y: i64, has_p: i64, tid: i64, nthreads: i64,
+    x: ptr_f32, weights: ptr_f32, peepholes: ptr_f32, h0: ptr_f32, c0: ptr_f32, y: ptr_f32, y_h: ptr_f32,
+    y_c: ptr_f32, lengths: ptr_i64, scratch: ptr_f32, steps: i64, batch: i64, hidden: i64, directions: i64,
+    reverse: i64, has_y: i64, has_p: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """i, o, f = sigmoid(...), g = tanh(...);  c = f c + i g;  h = o tanh(c).
 
@@ -237,7 +239,7 @@ def gru_example(rng, size):
 
 def pack_gru(weights: np.ndarray) -> np.ndarray:
     """As pack_recurrent, each gate padded to whole panels, so that the third can be multiplied alone."""
-    directions, rows, hidden = weights.shape
+    directions, _, hidden = weights.shape
     padded = -(-hidden // int(NR)) * int(NR)
     gates = np.zeros((directions, 3, padded, hidden), weights.dtype)
     gates[:, :, :hidden] = weights.reshape(directions, 3, hidden, hidden)
@@ -264,9 +266,9 @@ def gru(
 ):  # fmt: skip
     """z, r = sigmoid(...);  g = tanh(x + r (h W + bias)), or tanh(x + (r h) W);  h = (1 - z) g + z h.
 
-    x: (directions, steps, batch, 3 hidden), the gates from x in the order z r g with the biases that do not stand inside
-    the reset; weights: see pack_gru; bias: (directions, hidden), that of g's state product where linear_first (ONNX
-    linear_before_reset). The rest as in lstm. 6 steps batch hidden^2 FLOPs. Error: some 1e-6 per step.
+    x: (directions, steps, batch, 3 hidden), the gates from x in the order z r g with the biases that do not stand
+    inside the reset; weights: see pack_gru; bias: (directions, hidden), that of g's state product where linear_first
+    (ONNX linear_before_reset). The rest as in lstm. 6 steps batch hidden^2 FLOPs. Error: some 1e-6 per step.
     """
     groups = (batch + MR - 1) // MR
     padded = (hidden + NR - 1) // NR * NR

@@ -75,7 +75,7 @@ def walk(run: ptr_i64, tid: i64, nthreads: i64, give_way: i64) -> None:
 
 @native
 def serve(box: ptr_i64, spins: i64, give_way: i64) -> i64:
-    """A worker's loop. Returns 0 when it has spun `spins` turns without work (it is then ASLEEP), 1 when told to stop."""
+    """A worker's loop. Returns 0 when it has spun `spins` turns without work (then ASLEEP), 1 when told to stop."""
     turn = 0
     waited = 0
     while True:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
 from minifer import dtypes
 from minifer.errors import ModelError
 
-Dim = Union[int, str, None]  # a size, a symbol, or unknown
+Dim = int | str | None  # a size, a symbol, or unknown
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class MapType:
     value: Type | None
 
 
-Type = Union[TensorType, SparseTensorType, SequenceType, OptionalType, MapType]
+Type = TensorType | SparseTensorType | SequenceType | OptionalType | MapType
 
 
 @dataclass(frozen=True, eq=False)

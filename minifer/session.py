@@ -131,7 +131,8 @@ class Session:
         found = self._executors.get(overridden)
         if found is None:
             consts = {n: v for n, v in self.graph.consts.items() if n not in overridden}
-            found = self._executors[overridden] = Executor(self.graph.with_(consts=consts), self.settings, specialise=True)
+            graph = self.graph.with_(consts=consts)
+            found = self._executors[overridden] = Executor(graph, self.settings, specialise=True)
         return found
 
     def _checked(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +207,8 @@ def check_supported(graph: Graph) -> None:
     visit(graph)
     if missing:
         lines = [
-            f"  {domain + '::' if domain else ''}{op} (opset {version}): {count} node{'s' if count > 1 else ''}, first '{first[domain, op, version]}'"
+            f"  {domain + '::' if domain else ''}{op} (opset {version}): {count} node{'s' if count > 1 else ''}, "
+            f"first '{first[domain, op, version]}'"
             for (domain, op, version), count in sorted(missing.items())
         ]
         raise UnsupportedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from minifer.ops.window import Window, slide
 FEW_CHANNELS = 8
 
 
-def three(values: tuple[int, ...], fill: int) -> tuple[int, ...]:
+def three(values: Sequence[Any], fill: int) -> tuple[int, ...]:
     """One to three numbers as depth, height, width."""
     return (fill,) * (3 - len(values)) + tuple(values)
 

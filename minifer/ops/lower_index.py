@@ -19,6 +19,7 @@ from minifer.ops.lower_move import (
     cut,
     dense,
     element_bytes,
+    even_steps,
     finish,
     merge,
     table,
@@ -51,11 +52,8 @@ def _progression(index: np.ndarray, size: int) -> tuple[int, int] | None:
     flat = index.reshape(-1).astype(np.int64)
     if ((flat < -size) | (flat >= size)).any():
         return None
-    flat = flat % size
-    steps = np.diff(flat)
-    if steps.size and (steps != steps[0]).any():
-        return None
-    return int(flat[0]), int(steps[0]) if steps.size else 1
+    even = even_steps(flat % size)
+    return None if even is None else even[:2]
 
 
 def lower_gather(low: Any) -> Declined | None:

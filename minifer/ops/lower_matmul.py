@@ -69,7 +69,7 @@ def lower_gemm(low: Any) -> Declined | None:
     alpha, beta = low.attr("alpha", 1.0), low.attr("beta", 1.0)
     flip_a, flip_b = low.attr("transA", 0), low.attr("transB", 0)
     m, n = low.out_shape()
-    k = low.shape(0)[0 if flip_a else 1]
+    k = low.shape(0)[-2 if flip_a else -1]
     a = low.input(0)
     if flip_a:
         flipped = low.scratch(4 * m * k, "float32").view((m, k))
@@ -102,7 +102,7 @@ def lower_gemm(low: Any) -> Declined | None:
 
 def _row(c: np.ndarray, n: int, beta: float) -> np.ndarray | None:
     """beta * C as a row of n numbers where it is the same for all rows, else None."""
-    full = c.reshape((1,) * (2 - c.ndim) + c.shape)
+    full: np.ndarray = c.reshape([1] * (2 - c.ndim) + list(c.shape))
     if full.shape[0] != 1:
         return None
     return np.ascontiguousarray(np.broadcast_to(full[0] * np.float32(beta), (n,)))

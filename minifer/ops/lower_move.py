@@ -291,6 +291,14 @@ def longest_run(places: np.ndarray) -> tuple[int, int]:
     return (int(edges[best]), int(lengths[best])) if places[edges[best]] >= 0 else (0, 0)
 
 
+def even_steps(places: np.ndarray) -> tuple[int, int, int] | None:
+    """(first, step, count) of places that are evenly spaced, with no -1 among them; else None."""
+    steps = np.diff(places)
+    if (places < 0).any() or (steps.size and (steps != steps[0]).any()):
+        return None
+    return int(places[0]), int(steps[0]) if steps.size else 1, len(places)
+
+
 def _flat(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     """Offsets of two axes as one; negative where either is."""
     both = outer[:, None] + inner
@@ -303,6 +311,9 @@ def take(low: Any, places: Sequence[np.ndarray | None], value: Any = None) -> De
     `value` is a slot of one element of the same type; it may be None where no place is -1.
     """
     view = view_of(low, 0)
+    even = {a: even_steps(p) for a, p in enumerate(places) if p is not None}
+    if None not in even.values():
+        return finish(low, cut(view, [(a, *steps) for a, steps in even.items() if steps is not None]))
     layout = view.layout if len(view.axes) > 2 else PLAIN
     lists: list[np.ndarray] = []
     whole: list[bool] = []

@@ -104,7 +104,7 @@ class Context:
         return i < len(self.node.outputs) and bool(self.node.outputs[i])
 
 
-Infer = Callable[[Call], "Type | None | Sequence[Type | None]"]
+Infer = Callable[[Call], "Type | Sequence[Type | None] | None"]
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ def _match(
 
     def number(name: str) -> float | None:
         value = constants.get(name)
-        fits = isinstance(value, np.ndarray) and value.size == 1 and value.dtype == np.float32
-        return float(value.reshape(-1)[0]) if fits else None
+        if not isinstance(value, np.ndarray) or value.size != 1 or value.dtype != np.float32:
+            return None
+        return float(value.reshape(-1)[0])
 
     def alone(name: str, op: str) -> Node | None:
         made = writer.get(name)
@@ -52,11 +53,11 @@ def _match(
         if clip is None:
             return None
         if clip.version < 11:
-            bounds = (clip.attrs.get("min"), clip.attrs.get("max"))
+            low, high = clip.attrs.get("min"), clip.attrs.get("max")
         else:
-            bounds = tuple(number(n) for n in (*clip.inputs[1:3], "", "")[:2])
+            low, high = (number(n) for n in (*clip.inputs[1:3], "", "")[:2])
         add = alone(clip.inputs[0], "Add")
-        if bounds != (0.0, 6.0) or add is None or add.version < 7:
+        if (low, high) != (0.0, 6.0) or add is None or add.version < 7:
             return None
         for x, three in (add.inputs, add.inputs[::-1]):
             if number(three) == 3.0:

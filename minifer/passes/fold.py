@@ -13,7 +13,7 @@ from minifer.ops import registry
 from minifer.ops.registry import Call, Context
 from minifer.passes.inline import inline_branch
 
-#: a node whose result has more elements than this and is much larger than its inputs (a broadcast of a scalar) stays in the graph
+#: a result with more elements than this and many more than its inputs (a broadcast of a scalar) stays in the graph
 LIMIT = 1 << 27
 
 
@@ -24,7 +24,7 @@ def fold_constants(graph: Graph) -> Graph:
 
 def _fold(graph: Graph, outer: Mapping[str, Any]) -> Graph:
     inputs = set(graph.inputs)
-    consts = {n: v for n, v in graph.consts.items()}
+    consts = dict(graph.consts)
     known = {**outer, **{n: v for n, v in consts.items() if n not in inputs}}
     for name in inputs:
         known.pop(name, None)

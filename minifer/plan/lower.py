@@ -299,8 +299,8 @@ class Planner:
                 assert isinstance(kind, TensorType)
                 self.where[name] = {PLAIN: Slot(self.temporary(0), kind.dtype, kind.dims)}
             return None
-        if any(isinstance(k, TensorType) and 0 in k.dims for k in call.types if k is not None):
-            return Declined("an input is empty")
+        if any(isinstance(k, TensorType) and 0 in k.dims for i, k in enumerate(call.types) if call.value(i) is None):
+            return Declined("an input is empty")  # where known (an omitted roi), the operator sees to it
         low = Lowering(self, node, call)
         mark = len(self.steps)
         assert op.lower is not None
@@ -478,7 +478,7 @@ class Lowering:
         return self.planner.const(np.asarray(array))
 
     def pack(self, i: int, key: Any, make: Callable[[np.ndarray], np.ndarray]) -> Slot:
-        """`make(value of input i)` as a constant; made once per session and `key` where the input is a graph constant."""
+        """`make(value of input i)` as a constant; made once per session and `key` for a graph constant."""
         name = self.node.inputs[i]
         return self.planner.packed(name, (key, i), lambda: make(np.asarray(self.planner.known[name])))
 

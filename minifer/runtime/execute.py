@@ -19,7 +19,6 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import InputError, LimitError, MiniferError
 from minifer.ir import Graph, SequenceType, TensorType, Type, type_of_value
-from minifer.kernels import runner
 from minifer.ops import registry
 from minifer.ops.registry import Context
 from minifer.plan.lower import Packed, Planner, Scope
@@ -128,7 +127,7 @@ class Executor:
     def __init__(
         self, graph: Graph, settings: Settings, known: Mapping[str, Any] | None = None, specialise: bool = False
     ):
-        """`specialise`: plan anew for each value of a scalar integer or boolean input, as long as there are few. A model
+        """`specialise`: plan anew for each value of a scalar integer or boolean input, while there are few. A model
         that branches on such an input (a sampling rate, a mode) then runs as straight-line code."""
         self.graph = graph
         self._values: dict[str, set[Any]] | None = {} if specialise else None

@@ -46,7 +46,7 @@ def reshape(rng):
     op = str(rng.choice(["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"]))
     given = {
         "Reshape": {"s": ints(-1, *shape[2:])}, "Unsqueeze": {"s": ints(0, len(shape) + 1)},
-        "Squeeze": {"s": ints(*(i for i, n in enumerate(shape) if n == 1))} if 1 in shape else {},
+        "Squeeze": {"s": ints(*(i for i, n in enumerate(shape) if n == 1))},
     }.get(op, {})  # fmt: skip
     attrs = {"axis": int(rng.integers(0, len(shape) + 1))} if op == "Flatten" else {}
     return [*nodes, node(op, [x, *given], ["y"], **attrs)], inputs, given, ["y"]
@@ -101,7 +101,7 @@ def concat(rng):
 def expand(rng):
     shape = dims(rng, 0, 4)
     nodes, inputs, x, _ = source(rng, shape)
-    if shape and rng.random() < 0.5:
+    if rng.random() < 0.5:
         repeats = ints(*(int(rng.integers(1, 4)) for _ in shape))
         return [*nodes, node("Tile", [x, "s"], ["y"])], inputs, {"s": repeats}, ["y"]
     wanted = [int(rng.integers(1, 9)) if n == 1 else n for n in shape]
@@ -359,7 +359,8 @@ def test_channels_last_chain_has_no_layout_change():
     inputs = {"x": draw(rng, "float32", (1, 8, 6, 7))}
     consts = {
         "w": rng.standard_normal((8, 8, 1, 1)).astype("f"), "pads": ints(0, 0, 1, 1, 0, 0, 1, 1), "b": ints(0),
-        "e": ints(4), "a": ints(1), "f": np.array([1, 1, 2, 2], np.float32), "w2": rng.standard_normal((4, 12, 1, 1)).astype("f"),
+        "e": ints(4), "a": ints(1), "f": np.array([1, 1, 2, 2], np.float32),
+        "w2": rng.standard_normal((4, 12, 1, 1)).astype("f"),
     }  # fmt: skip
     nodes = [
         node("Conv", ["x", "w"], ["c"]), node("Pad", ["c", "pads"], ["p"]),

@@ -51,7 +51,8 @@ def test_a_constant_if_becomes_its_branch(taken):
 
 def test_dead_nodes_and_identities_go():
     nodes = [
-        node("Identity", ["x"], ["a"]), node("Exp", ["a"], ["dead"]), node("Dropout", ["a"], ["b"]), node("Neg", ["b"], ["y"]),
+        node("Identity", ["x"], ["a"]), node("Exp", ["a"], ["dead"]),
+        node("Dropout", ["a"], ["b"]), node("Neg", ["b"], ["y"]),
     ]  # fmt: skip
     check(model(nodes, {"x": draw(4)}, {}, ["y"]), {"x": draw(4)}, ["Neg"])
 
@@ -74,7 +75,8 @@ def test_batch_norm_and_scale_go_into_the_convolution():
         "k": draw(1, 6, 1, 1), "a": draw(6, 1, 1), "two": np.array(2, np.float32),
     }  # fmt: skip
     nodes = [
-        node("Conv", ["x", "w", "b"], ["c"]), node("BatchNormalization", ["c", "s", "t", "m", "v"], ["n"], epsilon=1e-3),
+        node("Conv", ["x", "w", "b"], ["c"]),
+        node("BatchNormalization", ["c", "s", "t", "m", "v"], ["n"], epsilon=1e-3),
         node("Mul", ["n", "k"], ["p"]), node("Add", ["a", "p"], ["q"]), node("Div", ["q", "two"], ["r"]),
         node("Sub", ["r", "a"], ["y"]),
     ]  # fmt: skip
@@ -110,7 +112,9 @@ def test_hard_swish_is_put_together(divide, swap):
 
 
 def test_other_bounds_are_no_hard_swish():
-    consts = {"three": np.float32([3]), "lo": np.array(0, np.float32), "hi": np.array(5, np.float32), "six": np.float32([6])}
+    consts = {
+        "three": np.float32([3]), "lo": np.array(0, np.float32), "hi": np.array(5, np.float32), "six": np.float32([6]),
+    }  # fmt: skip
     nodes = [
         node("Add", ["x", "three"], ["a"]), node("Clip", ["a", "lo", "hi"], ["c"]),
         node("Mul", ["x", "c"], ["m"]), node("Div", ["m", "six"], ["y"]),
