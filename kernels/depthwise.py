@@ -1,7 +1,8 @@
 """Depthwise convolution on channels-last tensors: every channel has a filter of its own.
 
 There is no sum over channels, so the vector lanes run along them: a lane holds one channel, and the sum over taps stays
-in a register. Four neighbouring pixels are computed at once, so that a weight is loaded once for four products.
+in a register. With stride 1 seven neighbouring pixels are computed at once: a weight and a column of the input are then
+loaded once for up to seven products. Other strides take four vectors of channels of one pixel at a time.
 Geometry as in conv.py (GROUPS = CHANNELS = FILTERS); float32.
 """
 
@@ -36,6 +37,8 @@ from minifer.kernels.conv import (
 )
 from minifer.kernels.simd import lanes, share, vfma, vload, vload_part, vsplat, vstore, vstore_part
 from minifer.kernels.spec import f32, i64, kernel, ptr_f32, ptr_i64
+
+STRIP = 7  # pixels; a divisor of the widths that image networks have (7, 14, 28, 56, 112)
 
 
 def pack_weights(weight: np.ndarray) -> np.ndarray:
@@ -97,43 +100,97 @@ def depthwise(
     x: (batch, depth, height, width, channels); weight: (taps, channels); bias: (channels,); residual, y: (batch, out
     depth, out height, out width, channels). 2 * results * taps FLOPs. Work is split over output rows.
     """
-    channels = g[CHANNELS]
-    rows = g[BATCH] * g[OUT_D] * g[OUT_H]
     out_w, stride_w, pad_w = g[OUT_W], g[STRIDE_W], g[PAD_W]
-    reach = (g[TAPS_W] - 1) * g[DILATION_W]
-    # pixels whose taps all lie inside the row: [inner_from, inner_to)
-    inner_from = min((pad_w + stride_w - 1) // stride_w, out_w)
-    inner_to = max(min((g[IN_W] - 1 - reach + pad_w) // stride_w + 1, out_w), inner_from)
-    if g[IN_W] - 1 - reach + pad_w < 0:
-        inner_to = inner_from
+    rows = g[BATCH] * g[OUT_D] * g[OUT_H]
+    vectors = g[CHANNELS] // lanes(x) * lanes(x)
+    rolling = stride_w == 1 and g[DILATION_W] == 1
     for row in range(share(rows, tid, nthreads), share(rows, tid + 1, nthreads)):
         oh = row % g[OUT_H]
         rest = row // g[OUT_H]
         d0 = rest % g[OUT_D] * g[STRIDE_D] - g[PAD_D]
         h0 = oh * g[STRIDE_H] - g[PAD_H]
-        image = x + rest // g[OUT_D] * (g[IN_D] * g[IN_H] * g[IN_W] * channels)
-        for ow in range(0, inner_from):
-            pixels(image, weight, bias, residual, y, g, row, d0, h0, ow, 1, code, first, second, has_bias, has_residual)
-        ow = inner_from
-        while ow + 4 <= inner_to:
-            pixels(image, weight, bias, residual, y, g, row, d0, h0, ow, 4, code, first, second, has_bias, has_residual)
-            ow += 4
-        while ow < out_w:
-            pixels(image, weight, bias, residual, y, g, row, d0, h0, ow, 1, code, first, second, has_bias, has_residual)
-            ow += 1
+        image = x + rest // g[OUT_D] * (g[IN_D] * g[IN_H] * g[IN_W] * g[CHANNELS])
+        at = row * out_w * g[CHANNELS]
+        for ow in range(0, out_w, STRIP):
+            count = min(STRIP, out_w - ow)
+            w0 = ow * stride_w - pad_w
+            corner = at + ow * g[CHANNELS]
+            if rolling:
+                for c in range(0, vectors, lanes(x)):
+                    rolling_strip(image, weight, bias, residual, y, g, d0, h0, w0, corner + c, c, count,
+                                  code, first, second, has_bias, has_residual)  # fmt: skip
+            else:
+                for i in range(count):
+                    one_pixel(image, weight, bias, residual, y, g, d0, h0, w0 + i * stride_w, corner + i * g[CHANNELS],
+                              vectors, code, first, second, has_bias, has_residual)  # fmt: skip
+            if vectors < g[CHANNELS]:
+                for i in range(count):
+                    last_channels(image, weight, bias, residual, y, g, d0, h0, w0 + i * stride_w,
+                                  corner + i * g[CHANNELS], vectors,
+                                  code, first, second, has_bias, has_residual)  # fmt: skip
 
 
-def pixels(image, weight, bias, residual, y, g, row, d0, h0, ow, count, code, first, second, has_bias, has_residual):
-    """`count` (4 or 1) pixels of an output row from `ow` on, all channels. Four need all their taps inside the row."""
-    channels = g[CHANNELS]
-    w0 = ow * g[STRIDE_W] - g[PAD_W]
-    corner = (row * g[OUT_W] + ow) * channels
-    step = g[STRIDE_W] * channels
+def column(line, w, width, channels):
+    """The vector at column w of a line of pixels; zeros outside of it."""
+    if w >= 0 and w < width:
+        return vload(line, w * channels)
+    return vsplat(f32, 0)
+
+
+def rolling_strip(image, weight, bias, residual, y, g, d0, h0, w0, at, c, count,
+                  code, first, second, has_bias, has_residual):  # fmt: skip
+    """One vector of channels of STRIP neighbouring pixels, stride 1: a tap further on, all but one column is there
+    already. Seven sums keep both multipliers busy."""
+    channels, width = g[CHANNELS], g[IN_W]
+    start = vload(bias, c) if has_bias != 0 else vsplat(f32, 0)
+    s0, s1, s2, s3, s4, s5, s6 = start, start, start, start, start, start, start
+    for kd in range(g[TAPS_D]):
+        d = d0 + kd * g[DILATION_D]
+        for kh in range(g[TAPS_H]):
+            h = h0 + kh * g[DILATION_H]
+            if d >= 0 and d < g[IN_D] and h >= 0 and h < g[IN_H]:
+                line = image + ((d * g[IN_H] + h) * width * channels + c)
+                q = weight + ((kd * g[TAPS_H] + kh) * g[TAPS_W] * channels + c)
+                x0 = column(line, w0, width, channels)
+                x1 = column(line, w0 + 1, width, channels)
+                x2 = column(line, w0 + 2, width, channels)
+                x3 = column(line, w0 + 3, width, channels)
+                x4 = column(line, w0 + 4, width, channels)
+                x5 = column(line, w0 + 5, width, channels)
+                for kw in range(g[TAPS_W]):
+                    x6 = column(line, w0 + kw + 6, width, channels)
+                    k = vload(q, kw * channels)
+                    s0, s1, s2, s3 = vfma(x0, k, s0), vfma(x1, k, s1), vfma(x2, k, s2), vfma(x3, k, s3)
+                    s4, s5, s6 = vfma(x4, k, s4), vfma(x5, k, s5), vfma(x6, k, s6)
+                    x0, x1, x2, x3, x4, x5 = x1, x2, x3, x4, x5, x6
+    for _ in range(count):
+        total = s0
+        if has_residual != 0:
+            total = total + vload(residual, at)
+        vstore(y, at, activate(total, code, first, second))
+        at += channels
+        s0, s1, s2, s3, s4, s5 = s1, s2, s3, s4, s5, s6
+
+
+def one_pixel(image, weight, bias, residual, y, g, d0, h0, w0, corner, vectors,
+              code, first, second, has_bias, has_residual):  # fmt: skip
+    """One pixel, `vectors` channels, four vectors at a time; taps outside of the input are left out."""
+    channels, step = g[CHANNELS], g[DILATION_W]
     w = lanes(image)
+    # taps inside the line: w0 + kw * step in [0, width)
+    kw_from = (0 - w0 + step - 1) // step if w0 < 0 else 0
+    kw_to = min(g[TAPS_W], (g[IN_W] - 1 - w0) // step + 1)
     c = 0
-    while c + w <= channels and count == 4:
-        start = vload(bias, c) if has_bias != 0 else vsplat(f32, 0)
-        s0, s1, s2, s3 = start, start, start, start
+    while c < vectors:
+        # the last group of four may overlap the one before: the same sums are written again
+        if c + 4 * w > vectors and vectors >= 4 * w:
+            c = vectors - 4 * w
+        wide = c + 4 * w <= vectors
+        zero = vsplat(f32, 0)
+        s0 = vload(bias, c) if has_bias != 0 else zero
+        s1, s2, s3 = zero, zero, zero
+        if wide and has_bias != 0:
+            s1, s2, s3 = vload(bias, c + w), vload(bias, c + 2 * w), vload(bias, c + 3 * w)
         for kd in range(g[TAPS_D]):
             d = d0 + kd * g[DILATION_D]
             for kh in range(g[TAPS_H]):
@@ -141,36 +198,33 @@ def pixels(image, weight, bias, residual, y, g, row, d0, h0, ow, count, code, fi
                 if d >= 0 and d < g[IN_D] and h >= 0 and h < g[IN_H]:
                     p = image + (((d * g[IN_H] + h) * g[IN_W] + w0) * channels + c)
                     q = weight + ((kd * g[TAPS_H] + kh) * g[TAPS_W] * channels + c)
-                    for _ in range(g[TAPS_W]):
-                        k = vload(q, 0)
-                        s0 = vfma(vload(p, 0), k, s0)
-                        s1 = vfma(vload(p, step), k, s1)
-                        s2 = vfma(vload(p, 2 * step), k, s2)
-                        s3 = vfma(vload(p, 3 * step), k, s3)
-                        p = p + g[DILATION_W] * channels
-                        q = q + channels
+                    for kw in range(kw_from, kw_to):
+                        a, b = p + kw * step * channels, q + kw * channels
+                        s0 = vfma(vload(a, 0), vload(b, 0), s0)
+                        if wide:
+                            s1 = vfma(vload(a, w), vload(b, w), s1)
+                            s2 = vfma(vload(a, 2 * w), vload(b, 2 * w), s2)
+                            s3 = vfma(vload(a, 3 * w), vload(b, 3 * w), s3)
         at = corner + c
         if has_residual != 0:
             s0 = s0 + vload(residual, at)
-            s1 = s1 + vload(residual, at + channels)
-            s2 = s2 + vload(residual, at + 2 * channels)
-            s3 = s3 + vload(residual, at + 3 * channels)
+            if wide:
+                s1 = s1 + vload(residual, at + w)
+                s2 = s2 + vload(residual, at + 2 * w)
+                s3 = s3 + vload(residual, at + 3 * w)
         vstore(y, at, activate(s0, code, first, second))
-        vstore(y, at + channels, activate(s1, code, first, second))
-        vstore(y, at + 2 * channels, activate(s2, code, first, second))
-        vstore(y, at + 3 * channels, activate(s3, code, first, second))
-        c += w
-    while c < channels:
-        for i in range(count):
-            one_pixel(image, weight, bias, residual, y, g, d0, h0, w0 + i * g[STRIDE_W], corner + i * channels, c,
-                      code, first, second, has_bias, has_residual)  # fmt: skip
-        c += w
+        if wide:
+            vstore(y, at + w, activate(s1, code, first, second))
+            vstore(y, at + 2 * w, activate(s2, code, first, second))
+            vstore(y, at + 3 * w, activate(s3, code, first, second))
+        c += 4 * w if wide else w
 
 
-def one_pixel(image, weight, bias, residual, y, g, d0, h0, w0, corner, c, code, first, second, has_bias, has_residual):
-    """Up to one vector of channels from `c` on, of one pixel; taps outside of the input are left out."""
+def last_channels(image, weight, bias, residual, y, g, d0, h0, w0, corner, c,
+                  code, first, second, has_bias, has_residual):  # fmt: skip
+    """The channels of one pixel that do not fill a vector."""
     channels = g[CHANNELS]
-    n = min(lanes(image), channels - c)
+    n = channels - c
     total = vload_part(bias, c, n) if has_bias != 0 else vsplat(f32, 0)
     for kd in range(g[TAPS_D]):
         d = d0 + kd * g[DILATION_D]

@@ -82,13 +82,15 @@ def scatter_nd_example(rng, size, T, draw=noise):
 
 def scatter_nd_reference(indices, updates, y, table, rows, count, depth, run, index_bytes, reduction=NONE):
     named, bad = rows_named(indices, index_bytes, table, depth)
+    if bad:
+        return {"status": 1}
     y = y.copy()
-    if not bad and reduction == NONE:
+    if reduction == NONE:
         y[named] = updates
-    elif not bad:
+    else:
         y = y.astype("d") if y.dtype.kind == "f" else y
         _NUMPY[reduction].at(y, named, updates)
-    return {"y": y, "status": bad}
+    return {"y": y}
 
 
 def scatter_rows(indices, updates, y, table, rows, count, depth, run, index_bytes, reduction, tid, nthreads):
@@ -154,7 +156,7 @@ def scatter_elements_reference(
 ):  # fmt: skip
     values = index_values(indices, index_bytes)
     if bad_index(values, size):
-        return {"y": y, "status": 1}
+        return {"status": 1}
     sizes = np.array(updates.shape)
     strides = np.where((table[1] == index_step) & (table[2] == step) & (table[0] == 1), 0, table[2])
     flat = (sum(np.ix_(*(np.arange(n) * s for n, s in zip(sizes, strides)))) + values % size * step).reshape(-1)
@@ -163,7 +165,7 @@ def scatter_elements_reference(
         out[flat] = updates.reshape(-1)
     else:
         _NUMPY[reduction].at(out, flat, updates.reshape(-1))
-    return {"y": out.reshape(y.shape), "status": 0}
+    return {"y": out.reshape(y.shape)}
 
 
 def scatter_lines(
@@ -274,10 +276,10 @@ def write_rows_reference(first, updates, y, batch, middle, steps, length, run, c
     place = first[:, None] + np.arange(steps)
     y = y.copy()
     if (first < 0).any() or (not circular and (place >= length).any()):
-        return {"y": y, "status": 1}
+        return {"status": 1}
     for b in range(batch):
         y[b, :, place[b] % length] = updates[b].transpose(1, 0, 2)
-    return {"y": y, "status": 0}
+    return {"y": y}
 
 
 @kernel(reference=write_rows_reference, example=write_rows_example, tolerance=0, over={"T": WIDTHS})

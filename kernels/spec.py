@@ -30,10 +30,11 @@ type by keyword: `example(rng, size, T=f32)`.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -86,24 +87,40 @@ class Parameter:
         return isinstance(self.type, Pointer)
 
 
-@dataclass(frozen=True, eq=False)
 class KernelSpec:
     """A kernel: its body and everything that is known about it. Calling it runs the plain Python body.
 
     `family` is the module's name within minifer.kernels; a group of a family is what is built as one library.
-    `parameters` leaves out tid and nthreads.
+    `types` are the types chosen for the variables of `over`.
     """
 
-    name: str
-    body: Callable
-    family: str
-    group: str
-    parameters: tuple[Parameter, ...]
-    outputs: tuple[str, ...]
-    reference: Callable[..., dict] | None
-    example: Callable[..., dict] | None
-    tolerance: float
-    types: dict[str, Scalar] = field(default_factory=dict)
+    def __init__(
+        self,
+        body: Callable,
+        name: str,
+        group: str,
+        outputs: Sequence[str],
+        reference: Callable[..., dict] | None,
+        example: Callable[..., dict] | None,
+        tolerance: float,
+        types: dict[str, Scalar],
+    ):
+        names = _parameter_names(body)
+        if names[-2:] != ("tid", "nthreads"):
+            raise TypeError(f"kernel {name}: the last two parameters must be tid and nthreads")
+        if missing := set(outputs) - set(names[:-2]):
+            raise TypeError(f"kernel {name}: outputs {sorted(missing)} are no parameters")
+        self.body, self.name, self.group, self.outputs = body, name, group, tuple(outputs)
+        self.reference, self.example, self.tolerance, self.types = reference, example, tolerance, types
+
+    @property
+    def family(self) -> str:
+        return self.body.__module__.rpartition(".")[2]
+
+    @functools.cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parameters without tid and nthreads. (On first use: a program registers many kernels that it never calls.)"""
+        return _parameters(self.name, self.body, _parameter_names(self.body)[:-2], self.types)
 
     @property
     def unit(self) -> tuple[str, str]:
@@ -160,23 +177,51 @@ class KernelGroup:
         return iter(self.instances.values())
 
 
-@dataclass(frozen=True, eq=False)
 class NativeFunction:
     """A compiled function that is no kernel: exported with the plain C signature of its annotations."""
 
-    name: str
-    body: Callable
-    family: str
-    parameters: tuple[Parameter, ...]
-    group: str = ""
+    group = ""
+
+    def __init__(self, body: Callable):
+        self.body, self.name = body, body.__name__
+
+    @property
+    def family(self) -> str:
+        return self.body.__module__.rpartition(".")[2]
 
     @property
     def unit(self) -> tuple[str, str]:
         """The module and the group: what is built as one library."""
         return (self.body.__module__, self.group)
 
+    @functools.cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return _parameters(self.name, self.body, _parameter_names(self.body), {})
+
     def __call__(self, *arguments):
         return self.body(*arguments)
+
+
+def _parameter_names(body: Callable) -> tuple[str, ...]:
+    return body.__code__.co_varnames[: body.__code__.co_argcount]
+
+
+def _parameters(label: str, body: Callable, names: Sequence[str], types: dict[str, Scalar]) -> tuple[Parameter, ...]:
+    """The parameters of a body by its annotations, with type variables replaced."""
+    annotations = inspect.get_annotations(body, eval_str=True)
+    found = []
+    for name in names:
+        kind = _resolve(annotations.get(name), types)
+        if not isinstance(kind, Pointer | Scalar):
+            raise TypeError(f"kernel {label}: parameter {name} has no kernel type but {kind!r}")
+        found.append(Parameter(name, kind))
+    return tuple(found)
+
+
+def _resolve(annotation, types: dict[str, Scalar]):
+    if isinstance(annotation, Pointer) and isinstance(annotation.element, str):
+        return Pointer(types[annotation.element])
+    return types[annotation.name] if isinstance(annotation, Variable) else annotation
 
 
 #: every kernel and native function by name
@@ -197,28 +242,21 @@ def kernel(
     """Register a kernel; see the module's text. The result is a KernelSpec, or a KernelGroup with `over`.
 
     `name` defaults to the function's; a factory that makes kernels in a loop gives its own, and is called in the module
-    that defines it: a body's module is where its kernel belongs. `group` splits a family
-    into several libraries; instances of `over` are grouped by their types unless it is given.
+    that defines it: a body's module is where its kernel belongs. `group` splits a family into several libraries;
+    instances of `over` are grouped by their types unless it is given.
     """
 
     def register(body: Callable):
-        raw = inspect.get_annotations(body, eval_str=True)
-        names = list(inspect.signature(body).parameters)
         label = name or body.__name__
-        if names[-2:] != ["tid", "nthreads"]:
-            raise TypeError(f"kernel {label}: the last two parameters must be tid and nthreads")
-        family = body.__module__.rpartition(".")[2]
-        spec = KernelSpec(label, body, family, group or "", (), tuple(outputs), reference, example, tolerance)
+        facts = (outputs, reference, example, tolerance)
         if over is None:
-            return _add(spec, {n: raw[n] for n in names[:-2]})
+            return _add(KernelSpec(body, label, group or "", *facts, {}), KERNELS)
         instances = {}
         for chosen in itertools.product(*over.values()):
-            types = dict(zip(over, chosen))
             key = tuple(t.name for t in chosen)
-            one = replace(
-                spec, name="_".join((label, *key)), group="_".join(key) if group is None else group, types=types
-            )
-            instances[key] = _add(one, {n: _resolve(raw[n], types) for n in names[:-2]})
+            unit = "_".join(key) if group is None else group
+            spec = KernelSpec(body, "_".join((label, *key)), unit, *facts, dict(zip(over, chosen)))
+            instances[key] = _add(spec, KERNELS)
         return KernelGroup(label, instances)
 
     return register
@@ -229,34 +267,11 @@ def native(body: Callable) -> NativeFunction:
 
     Parameters are pointers, i64, f32 or f64; it returns an i64 (0 when the body returns nothing).
     """
-    raw = inspect.get_annotations(body, eval_str=True)
-    names = inspect.signature(body).parameters
-    spec = NativeFunction(
-        body.__name__, body, body.__module__.rpartition(".")[2], tuple(Parameter(n, raw[n]) for n in names)
-    )
-    _check_new(spec)
-    NATIVES[spec.name] = spec
-    return spec
+    return _add(NativeFunction(body), NATIVES)
 
 
-def _resolve(annotation, types: dict[str, Scalar]):
-    if isinstance(annotation, Pointer) and isinstance(annotation.element, str):
-        return Pointer(types[annotation.element])
-    return types[annotation.name] if isinstance(annotation, Variable) else annotation
-
-
-def _add(spec: KernelSpec, annotations: dict[str, Any]) -> KernelSpec:
-    for parameter, annotation in annotations.items():
-        if not isinstance(annotation, Pointer | Scalar):
-            raise TypeError(f"kernel {spec.name}: parameter {parameter} has no kernel type but {annotation!r}")
-    if missing := set(spec.outputs) - annotations.keys():
-        raise TypeError(f"kernel {spec.name}: outputs {sorted(missing)} are no parameters")
-    spec = replace(spec, parameters=tuple(Parameter(n, t) for n, t in annotations.items()))
-    _check_new(spec)
-    KERNELS[spec.name] = spec
-    return spec
-
-
-def _check_new(spec: KernelSpec | NativeFunction) -> None:
+def _add(spec, registry: dict):
     if old := KERNELS.get(spec.name) or NATIVES.get(spec.name):
         raise TypeError(f"kernel {spec.name} is already registered by family {old.family}")
+    registry[spec.name] = spec
+    return spec

@@ -6,13 +6,13 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minifer import dtypes
 from minifer.errors import InputError, MiniferError, UnsupportedError
-from minifer.ir import Dim, Graph, MapType, Model, OptionalType, SequenceType, SparseTensorType, TensorType, Type
+from minifer.ir import Dim, Graph, MapType, Model, Node, OptionalType, SequenceType, SparseTensorType, TensorType, Type
 from minifer.onnx_io import read_model
 from minifer.ops import registry
 from minifer.passes import optimise
@@ -20,6 +20,9 @@ from minifer.passes.gradient import expand_gradients
 from minifer.plan.plan import Plan
 from minifer.runtime import kernels_available
 from minifer.runtime.execute import Executor, Limits, Settings
+
+if TYPE_CHECKING:
+    from minifer.runtime.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,15 @@ class Session:
         values = self._checked(feeds)
         return self._executor(values).stage_for(values).plan
 
+    def profile(self, feeds: Mapping[str, Any], runs: int = 20, warmup: int = 3) -> Profile:
+        """Time the steps of a run on these inputs; `print(session.profile(feeds))` lists them, the slowest first.
+
+        Raises InputError as `run` does. See minifer.runtime.profile for what is measured.
+        """
+        from minifer.runtime.profile import profile
+
+        return profile(lambda: self.run(feeds), self._executor(self._checked(feeds)), runs, warmup)
+
     def _executor(self, values: Mapping[str, Any]) -> Executor:
         overridden = frozenset(n for n in values if n in self.graph.consts)
         found = self._executors.get(overridden)
@@ -191,13 +203,18 @@ def _cpus() -> int:
 
 
 def check_supported(graph: Graph) -> None:
-    """Raise UnsupportedError that lists every operator minifer lacks, with counts and the first node of each."""
+    """Raise UnsupportedError that lists every operator minifer lacks, with counts and the first node of each;
+    ModelError for a node that does not fit its operator (number of inputs, attributes)."""
     missing: Counter[tuple[str, str, int]] = Counter()
     first: dict[tuple[str, str, int], str] = {}
+    found: list[tuple[registry.Op, Node]] = []
 
     def visit(g: Graph) -> None:
         for node in g.nodes:
-            if registry.select(node) is None:
+            op = registry.select(node)
+            if op is not None:
+                found.append((op, node))
+            else:
                 key = (node.domain, node.op, node.version)
                 missing[key] += 1
                 first.setdefault(key, node.name or next(filter(None, node.outputs), "?"))
@@ -215,6 +232,8 @@ def check_supported(graph: Graph) -> None:
             "the model uses operators that minifer does not have:\n" + "\n".join(lines)
             + "\nRegister them with minifer.register(minifer.Op(...)), or export the model without them."
         )  # fmt: skip
+    for op, node in found:
+        op.check(node)
 
 
 def check_value(value: Any, name: str, kind: Type | None) -> Any:

@@ -139,6 +139,7 @@ def plan_lines(session: Session, plan: Plan, shapes: Mapping[str, tuple[int, ...
     """Memory and arithmetic of a plan."""
     from minifer.cli._text import bytes_text, count_text
     from minifer.ir import TensorType, type_of_value
+    from minifer.plan.cost import node_flops
     from minifer.plan.plan import KernelStep
 
     types: dict[str, Type] = {n: type_of_value(v) for n, v in session.graph.consts.items()}
@@ -157,39 +158,6 @@ def plan_lines(session: Session, plan: Plan, shapes: Mapping[str, tuple[int, ...
         f"arithmetic  {count_text(flops)}FLOP in convolutions and matrix products; "
         f"native steps read and write {bytes_text(traffic)}",
     ]
-
-
-def node_flops(node: Node, types: Mapping[str, Type]) -> int:
-    """Floating point (or integer) operations of a convolution or matrix product, two per multiply-add; else 0.
-
-    Every output element of a convolution sums one product per kernel tap and input channel of its group; of a matrix
-    product, one per element of the contracted dimension; a transposed convolution is counted from its input.
-    """
-    from minifer.ir import TensorType
-
-    def dims(name: str) -> tuple[int, ...]:
-        kind = types.get(name)
-        return kind.dims if isinstance(kind, TensorType) and kind.concrete else ()
-
-    weight = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1}.get(node.op)
-    if weight is not None and node.domain in ("", "com.microsoft"):
-        filters = dims(node.inputs[weight])
-        positions = dims(node.inputs[0] if node.op == "ConvTranspose" else node.outputs[0])
-        return 2 * _product(positions) * _product(filters[1:]) if filters and positions else 0
-    if node.op in ("MatMul", "MatMulInteger", "QLinearMatMul", "Gemm", "FusedMatMul"):
-        left, out = dims(node.inputs[0]), dims(node.outputs[0])
-        if not left:
-            return 0
-        contracted = left[0] if node.attrs.get("transA") and len(left) == 2 else left[-1]
-        return 2 * _product(out) * contracted
-    return 0
-
-
-def _product(sizes: Iterable[int]) -> int:
-    out = 1
-    for size in sizes:
-        out *= size
-    return out
 
 
 def planned_rows(plan: Plan) -> list[Row]:

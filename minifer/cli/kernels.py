@@ -11,7 +11,9 @@ first run quick. They are kept in the user's cache directory (MINIFER_CACHE_DIR 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 #: the files that the kernel builder writes; nothing else in the directory is touched
 BUILT_FILES = ("*-numba*.so", "*-numba*.o", "*-numba*.ll.z")
@@ -47,10 +49,10 @@ def list_kernels(families: Sequence[str]) -> int:
 
     target, rows = host(), []
     for unit in build.registered_units(families):
-        path = store.find(unit, target, build.key_of(unit, target), build.SUFFIX)
-        where = "shipped" if path is not None and path.parent == store.PREBUILT else "built"
-        state = f"{where}, {bytes_text(path.stat().st_size)}" if path is not None else "not built"
-        rows.append((unit[0].rpartition(".")[2], unit[1] or "-", len(build.specs_of(unit)), state))
+        path = store.find(unit, target)
+        where = "shipped" if path is not None and os.path.dirname(path) == store.PREBUILT else "built"
+        state = f"{where}, {bytes_text(os.path.getsize(path))}" if path is not None else "not built"
+        rows.append((unit[0].rpartition(".")[2], unit[1] or "-", len(store.specs_of(unit)), state))
     print("\n".join(table([("family", "group", "kernels", "library"), *rows], right=(2,))))
     built = sum(row[3] != "not built" for row in rows)
     print(f"\n{built} of {len(rows)} libraries ready for {target.name} in {store.cache_directory()}")
@@ -64,7 +66,7 @@ def build_kernels(families: Sequence[str]) -> int:
 
     target = host()
     units = build.registered_units(families)
-    missing = [u for u in units if store.find(u, target, build.key_of(u, target), build.SUFFIX) is None]
+    missing = [u for u in units if store.find(u, target) is None]
     if missing:
         build.build(missing, target, progress=True)
     print(f"{len(missing)} built, {len(units) - len(missing)} were ready")
@@ -76,7 +78,7 @@ def clear() -> int:
     from minifer.cli._text import bytes_text
     from minifer.codegen import store
 
-    folder = store.cache_directory()
+    folder = Path(store.cache_directory())
     files = sorted({path for pattern in BUILT_FILES for path in folder.glob(pattern)})
     size = sum(path.stat().st_size for path in files)
     for path in files:

@@ -16,46 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TypeAlias
 
 import minifer
 import minifer.kernels as kernels
 from minifer.codegen import store
-from minifer.codegen.store import Unit
+from minifer.codegen.store import SUFFIX, Unit, by_unit, key_of, specs_of
 from minifer.errors import KernelError
-from minifer.kernels import spec as registry
 from minifer.kernels.target import TARGETS, Target, host
-
-Spec: TypeAlias = registry.KernelSpec | registry.NativeFunction
-
-#: a shared object where the system loads ELF, else an object file for LLVM's loader
-ELF_SYSTEM = sys.platform.startswith("linux") or "bsd" in sys.platform
-SUFFIX = ".so" if ELF_SYSTEM else ".o"
-
-
-_index: tuple[int, dict[Unit, list[Spec]]] = (0, {})
-
-
-def _by_unit() -> dict[Unit, list[Spec]]:
-    """All registered kernels and native functions by unit; grouped anew when more are registered."""
-    global _index
-    count = len(registry.KERNELS) + len(registry.NATIVES)
-    if _index[0] != count:
-        groups: dict[Unit, list[Spec]] = {}
-        for spec in (*registry.KERNELS.values(), *registry.NATIVES.values()):
-            groups.setdefault(spec.unit, []).append(spec)
-        _index = (count, groups)
-    return _index[1]
-
-
-def specs_of(unit: Unit) -> list[Spec]:
-    """All kernels and native functions registered in a unit, sorted by name."""
-    return sorted(_by_unit().get(unit, []), key=lambda s: s.name)
-
-
-def key_of(unit: Unit, target: Target) -> str:
-    return store.unit_key(unit, [s.name for s in specs_of(unit)], target)
 
 
 def raw_ir(unit: Unit, target: Target) -> str:
@@ -67,7 +34,7 @@ def raw_ir(unit: Unit, target: Target) -> str:
         from minifer.codegen import numba_bridge
 
         text = numba_bridge.lower_unit(specs_of(unit), target)
-        store.write_text(store.cache_directory() / path.name, text)
+        store.write_text(os.path.join(store.cache_directory(), os.path.basename(path)), text)
     return text
 
 
@@ -90,10 +57,11 @@ def library_bytes(unit: Unit, target: Target, suffix: str = SUFFIX) -> bytes:
     return object_code(unit, target, llvm.get_process_triple() + ("-elf" if sys.platform == "win32" else ""))
 
 
-def build_unit(unit: Unit, target: Target, suffix: str = SUFFIX) -> Path:
+def build_unit(unit: Unit, target: Target, suffix: str = SUFFIX) -> str:
     """Build one unit into the cache, in this process."""
     data = library_bytes(unit, target, suffix)
-    path = store.cache_directory() / store.cached_path(unit, target, key_of(unit, target), suffix).name
+    folder = store.cache_directory()
+    path = os.path.join(folder, os.path.basename(store.cached_path(unit, target, key_of(unit, target), suffix)))
     store.write(path, data)
     return path
 
@@ -133,7 +101,7 @@ def _build_in_workers(units: list[Unit], target: Target, workers: int, report: _
     failures: list[str] = []
 
     def serve() -> None:
-        environment = dict(os.environ, MINIFER_CACHE_DIR=str(folder), PYTHONPATH=_python_path())
+        environment = dict(os.environ, MINIFER_CACHE_DIR=folder, PYTHONPATH=_python_path())
         command = [sys.executable, "-m", "minifer.codegen.build", "--worker", "--target", target.name]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -168,7 +136,7 @@ def _build_in_workers(units: list[Unit], target: Target, workers: int, report: _
 
 
 def _python_path() -> str:
-    root = str(Path(minifer.__file__).parent.parent)
+    root = os.path.dirname(os.path.dirname(str(minifer.__file__)))
     return os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
@@ -232,7 +200,7 @@ def all_families() -> list[str]:
 def registered_units(families: Iterable[str] | None = None) -> list[Unit]:
     """The units of all registered kernels, or of the named families."""
     wanted = None if families is None else {f"minifer.kernels.{f}" for f in families}
-    return sorted(u for u in _by_unit() if wanted is None or u[0] in wanted)
+    return sorted(u for u in by_unit() if wanted is None or u[0] in wanted)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -240,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m minifer.codegen.build", description="Build minifer's kernels.")
     parser.add_argument("families", nargs="*", help="kernel families, e.g. gemm; all if none is named")
     parser.add_argument("--target", default=host().name, choices=sorted(TARGETS))
-    parser.add_argument("--out", type=Path, help="write the libraries that a wheel ships into this directory")
+    parser.add_argument("--out", help="write the libraries that a wheel ships into this directory")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     target = TARGETS[options.target]
@@ -251,15 +219,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"no kernel family {', '.join(unknown)}; there are {', '.join(known)}")
     units = registered_units(options.families or known)
     suffix = ".o" if target.name.startswith("wasm") else SUFFIX
-    missing = [u for u in units if store.find(u, target, key_of(u, target), suffix) is None]
+    missing = [u for u in units if store.find(u, target, suffix) is None]
     if options.out is None:
         build(missing, target, progress=True)
         print(f"{len(missing)} built, {len(units) - len(missing)} up to date")
         return
-    options.out.mkdir(parents=True, exist_ok=True)
+    os.makedirs(options.out, exist_ok=True)
     for unit in units:
-        key = key_of(unit, target)
-        store.write(options.out / store.file_name(unit, target, key, suffix), library_bytes(unit, target, suffix))
+        name = store.file_name(unit, target, key_of(unit, target), suffix)
+        store.write(os.path.join(options.out, name), library_bytes(unit, target, suffix))
     print(f"{len(units)} libraries written to {options.out}")
 
 

@@ -10,16 +10,15 @@ With warm caches nothing here imports numba or llvmlite.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minifer.codegen import build, store
-from minifer.codegen.build import Spec
-from minifer.codegen.store import Unit
+from minifer.codegen import store
+from minifer.codegen.store import SUFFIX, Spec, Unit
 from minifer.errors import KernelError
 from minifer.kernels.spec import KernelGroup, KernelSpec, NativeFunction
 from minifer.kernels.target import Target, host
@@ -34,7 +33,9 @@ _failed: dict[Unit, str] = {}
 
 def available() -> bool:
     """Whether kernels can run here: Numba is installed, or built libraries came with the package."""
-    return bool(store.numba_version()) or (store.PREBUILT.is_dir() and any(store.PREBUILT.glob(f"*-{host().name}-*")))
+    if store.numba_version():
+        return True
+    return os.path.isdir(store.PREBUILT) and any(f"-{host().name}-" in name for name in os.listdir(store.PREBUILT))
 
 
 def ensure(specs: Iterable[Spec | KernelGroup], progress: bool | None = None) -> None:
@@ -49,6 +50,8 @@ def ensure(specs: Iterable[Spec | KernelGroup], progress: bool | None = None) ->
                 raise KernelError(_failed[unit])
         try:
             if missing:
+                from minifer.codegen import build
+
                 build.build(missing, target, progress)
         except KernelError as problem:
             if len(missing) == 1:
@@ -57,8 +60,8 @@ def ensure(specs: Iterable[Spec | KernelGroup], progress: bool | None = None) ->
         for unit in missing:
             if not _try_load(unit, target):
                 raise KernelError(
-                    f"the kernels of {unit[0]} {unit[1]} were built but cannot be found: did a source change just now? "
-                    "(kernels made by a factory belong to the module that defines the factory, and must be made there)"
+                    f"the kernels of {unit[0]} {unit[1]} were built but cannot be found: either a source changed "
+                    "meanwhile, or a factory makes kernels outside of the module that defines it"
                 )
 
 
@@ -78,23 +81,23 @@ def address_of_native(function: NativeFunction) -> int:
 
 
 def _try_load(unit: Unit, target: Target) -> bool:
-    path = store.find(unit, target, build.key_of(unit, target), build.SUFFIX)
+    path = store.find(unit, target)
     if path is None:
         return False
     try:
-        _loaded[unit] = load_shared(path) if build.SUFFIX == ".so" else load_object(path)
+        _loaded[unit] = load_shared(path) if SUFFIX == ".so" else load_object(path)
     except OSError as problem:
         raise KernelError(f"cannot load the kernel library {path}: {problem}") from problem
     return True
 
 
-def load_shared(path: Path):
+def load_shared(path: str):
     """name -> address of a shared object, by the system's loader."""
-    library = ctypes.CDLL(str(path))
+    library = ctypes.CDLL(path)
     return lambda name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value
 
 
-def load_object(path: Path):
+def load_object(path: str):
     """name -> address of an object file, by LLVM's loader: for systems whose loader does not read ELF."""
     import llvmlite.binding as llvm
 

@@ -17,6 +17,7 @@ from minifer.codegen.lowering import (
     load_part,
     load_vector,
     lowers,
+    shuffle,
     splat,
     store_part,
     store_vector,
@@ -258,6 +259,11 @@ def _for_rows(builder, tile: TileType, c, ldc, m, n, whole, part) -> None:
 
 @_tile_rule(simd.tile_store, types.none, _POINTER, is_integer, "tile", is_integer, is_integer)
 def _tile_store(context, builder, tile, c, ldc, acc, m, n):
+    _store(context, builder, tile, c, ldc, acc, m, n)
+
+
+def _store(context, builder, tile: TileType, c, ldc, acc, m, n) -> None:
+    """Rows i < m and columns j < n of the tile to c + i * ldc."""
     kind = _vector(tile)
 
     def whole(i, row):
@@ -305,3 +311,108 @@ def _tile_axpy(context, builder, tile, acc, factor, c, ldc, m, n):
     return _accumulate(
         context, builder, tile, acc, c, ldc, m, n, lambda old, new: builder.fadd(old, builder.fmul(whole, new))
     )
+
+
+# ---------------------------------------------------------------- the tile of integers
+
+
+def integer_tile_type(context) -> TileType:
+    """The target's i32 tile: of the shape of the f32 tile, whose lanes are as wide."""
+    tile = tile_type(context)
+    return TileType(types.int32, tile.rows, tile.vectors, tile.lanes)
+
+
+@lowers(simd.tile_zero_i32)
+def _tile_zero_i32(context):
+    tile = integer_tile_type(context)
+    return tile, (), lambda builder, values: ir.Constant(context.get_value_type(tile), None)
+
+
+@lowers(simd.tile_store_i32)
+def _tile_store_i32(context, c, ldc, acc, m, n):
+    tile = integer_tile_type(context)
+    if c != PointerType(types.int32) or acc != tile or not all(is_integer(k) for k in (ldc, m, n)):
+        return None
+
+    def run(builder, values):
+        _store(context, builder, tile, *values)
+        return context.get_dummy_value()
+
+    return types.none, (c, types.int64, tile, types.int64, types.int64), run
+
+
+@lowers(simd.tile_dot_i32)
+def _tile_dot_i32(context, acc, rows, p, b):
+    return _dot_rule(context, 1, acc, rows, p, b)
+
+
+@lowers(simd.tile_dot4_i32)
+def _tile_dot4_i32(context, acc, rows, p, b):
+    return _dot_rule(context, 4, acc, rows, p, b)
+
+
+def _dot_rule(context, steps: int, acc, rows, p, b):
+    tile = integer_tile_type(context)
+    right = isinstance(rows, RowsType) and rows.element == types.int16 and b == PointerType(types.int8)
+    if acc != tile or not right or not is_integer(p):
+        return None
+
+    def run(builder, values):
+        result, rows_value, column, panel = values
+        for step in range(steps):
+            at = builder.add(column, I64(2 * step)) if step else column
+            part = builder.gep(panel, [I64(2 * step * tile.vectors * tile.lanes)])
+            result = _dot(context, builder, tile, result, rows_value, at, part)
+        return result
+
+    return tile, (tile, rows, types.int64, b), run
+
+
+def _dot(context, builder, tile: TileType, acc, rows, p, b):
+    """acc + columns p and p + 1 of the rows times two rows of the panel, which lie interleaved at b."""
+    pairs = 2 * tile.lanes
+    wide = ir.VectorType(ir.IntType(16), pairs)
+    panel = []
+    for j in range(tile.vectors):
+        narrow = load_vector(builder, b, I64(j * pairs), VectorType(types.int8, pairs))
+        panel.append(builder.sext(narrow, wide))
+    for i in range(tile.rows):
+        place = builder.gep(builder.extract_value(rows, i), [p])
+        pair = builder.load(builder.bitcast(place, I32.as_pointer()))
+        pair.align = 2
+        whole = builder.bitcast(splat(builder, pair, _vector(tile)), wide)
+        for j, v in enumerate(panel):
+            total = builder.add(_get(builder, acc, tile, i, j), _pair_sums(context, builder, whole, v))
+            acc = _put(builder, acc, total, tile, i, j)
+    return acc
+
+
+#: the instruction that multiplies lanes of i16 and adds neighbouring products: name and lanes, by target
+_PAIR_SUMS = {
+    "x86-64-v3": ("llvm.x86.avx2.pmadd.wd", 16),
+    "x86-64-v2": ("llvm.x86.sse2.pmadd.wd", 8),
+    "wasm32": ("llvm.wasm.dot", 8),
+}
+
+
+def _pair_sums(context, builder, a, b):
+    """a[2 k] * b[2 k] + a[2 k + 1] * b[2 k + 1] in i32 lane k, of i16 vectors."""
+    count = a.type.count
+    name, width = _PAIR_SUMS.get(context.machine.name, ("", 0))
+    if not name:
+        sums = []
+        for start in (0, 1):
+            picked = [shuffle(builder, v, v, list(range(start, count, 2))) for v in (a, b)]
+            wide = ir.VectorType(I32, count // 2)
+            sums.append(builder.mul(*(builder.sext(v, wide) for v in picked)))
+        return builder.add(*sums)
+    if count > width:
+        halves = []
+        for start in (0, count // 2):
+            lanes = list(range(start, start + count // 2))
+            halves.append(_pair_sums(context, builder, shuffle(builder, a, a, lanes), shuffle(builder, b, b, lanes)))
+        return shuffle(builder, *halves, list(range(count // 2)))
+    result = ir.VectorType(I32, count // 2)
+    kind = ir.FunctionType(result, [a.type, b.type])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, [a, b])

@@ -466,9 +466,9 @@ def _lower_all(context: Context, specs: Sequence[KernelSpec | NativeFunction]) -
     exports = context._internal_codegen._create_empty_module("exports")
     libraries: dict[int, _Library] = {}
     for spec in specs:
-        kinds = [numba_type(p.type) for p in spec.parameters]
         kernel = isinstance(spec, KernelSpec)
         try:
+            kinds = [numba_type(p.type) for p in spec.parameters]
             description, library = context.compile(spec.body, kinds + [types.int64] * (2 * kernel))
             (_entry if kernel else _plain)(context, exports, spec, description)
         except KernelError:

@@ -3,34 +3,55 @@
 A unit (module, group) is keyed by the text of every module under minifer.kernels that its module reaches, the code
 generator's own text, the names of its kernels and the target. A library of another Numba version has another file
 name. Files end with a digest of their content: one that is cut off or altered is built again instead of being loaded.
-Nothing here imports numba or llvmlite.
+This is on the way of every start of the program: it imports little, and neither numba nor llvmlite.
 """
 
 from __future__ import annotations
 
-import atexit
 import functools
-import hashlib
-import importlib.util
 import os
 import re
-import shutil
 import sys
-import tempfile
-import warnings
-import zlib
 from collections.abc import Iterable
-from pathlib import Path
+from hashlib import sha256
+from typing import TypeAlias
 
 import minifer.kernels as kernels
+from minifer.kernels import spec as registry
 from minifer.kernels.target import Target
+
+Unit = tuple[str, str]
+Spec: TypeAlias = registry.KernelSpec | registry.NativeFunction
+
+#: a shared object where the system loads ELF, else an object file for LLVM's loader
+SUFFIX = ".so" if sys.platform.startswith("linux") or "bsd" in sys.platform else ".o"
 
 #: the code generator's files that decide what is built
 _GENERATOR = ("numba_bridge.py", "lowering.py", "lowering_tile.py", "emit.py", "elf.py", "objects.py")
 _MENTION = re.compile(r"minifer\.kernels\.(\w+)|from minifer\.kernels import ([\w, \n()]+)")
 _MAGIC = b"minifer\x01"
 
-Unit = tuple[str, str]
+# ---------------------------------------------------------------- units
+
+_index: tuple[int, dict[Unit, list[Spec]]] = (0, {})
+
+
+def by_unit() -> dict[Unit, list[Spec]]:
+    """All registered kernels and native functions by unit; grouped anew when more are registered."""
+    global _index
+    count = len(registry.KERNELS) + len(registry.NATIVES)
+    if _index[0] != count:
+        groups: dict[Unit, list[Spec]] = {}
+        for spec in (*registry.KERNELS.values(), *registry.NATIVES.values()):
+            groups.setdefault(spec.unit, []).append(spec)
+        _index = (count, groups)
+    return _index[1]
+
+
+def specs_of(unit: Unit) -> list[Spec]:
+    """All kernels and native functions registered in a unit, sorted by name."""
+    return sorted(by_unit().get(unit, []), key=lambda s: s.name)
+
 
 # ---------------------------------------------------------------- keys
 
@@ -42,8 +63,18 @@ def _text(path: str) -> str:
 
 
 def _kernel_file(name: str) -> str | None:
-    path = os.path.join(os.path.dirname(kernels.__file__), name + ".py")
+    path = os.path.join(os.path.dirname(str(kernels.__file__)), name + ".py")
     return path if os.path.exists(path) else None
+
+
+@functools.cache
+def _mentioned(path: str) -> list[str]:
+    """The kernel sources that a file mentions."""
+    found = []
+    for match in _MENTION.finditer(_text(path)):
+        names = [match[1]] if match[1] else re.findall(r"\w+", match[2])
+        found += [p for p in map(_kernel_file, names) if p is not None]
+    return list(dict.fromkeys(found))
 
 
 def reached_files(module: str) -> list[str]:
@@ -51,46 +82,56 @@ def reached_files(module: str) -> list[str]:
     first = getattr(sys.modules.get(module), "__file__", None) or _kernel_file(module.rpartition(".")[2])
     found: list[str] = [] if first is None else [first]
     for path in found:
-        for match in _MENTION.finditer(_text(path)):
-            names = [match[1]] if match[1] else re.findall(r"\w+", match[2])
-            found += [p for p in map(_kernel_file, names) if p is not None and p not in found]
+        found += [p for p in _mentioned(path) if p not in found]
     return found
 
 
 @functools.cache
 def _generator_digest() -> bytes:
     here = os.path.dirname(__file__)
-    return hashlib.sha256("".join(_text(os.path.join(here, name)) for name in _GENERATOR).encode()).digest()
+    return sha256("".join(_text(os.path.join(here, name)) for name in _GENERATOR).encode()).digest()
+
+
+@functools.cache
+def _file_digest(path: str) -> bytes:
+    return sha256(_text(path).encode()).digest()
 
 
 @functools.cache
 def _sources_digest(module: str) -> bytes:
-    return hashlib.sha256("\0".join(_text(p) for p in reached_files(module)).encode()).digest()
+    return sha256(b"".join(map(_file_digest, reached_files(module)))).digest()
 
 
 def unit_key(unit: Unit, names: Iterable[str], target: Target) -> str:
     """A key that changes with anything that decides what the unit's library holds, but for Numba's version."""
-    digest = hashlib.sha256(_generator_digest() + _sources_digest(unit[0]))
+    digest = sha256(_generator_digest() + _sources_digest(unit[0]))
     digest.update("\0".join((*sorted(names), unit[1], repr(target))).encode())
     return digest.hexdigest()[:20]
 
 
+def key_of(unit: Unit, target: Target) -> str:
+    """The key of a unit with the kernels that are registered in it."""
+    return unit_key(unit, [s.name for s in specs_of(unit)], target)
+
+
 def forget_sources() -> None:
     """Read the source files anew next time (for tests that change them)."""
-    for cached in (_text, _generator_digest, _sources_digest):
+    for cached in (_text, _mentioned, _generator_digest, _file_digest, _sources_digest):
         cached.cache_clear()
 
 
 @functools.cache
 def numba_version() -> str:
     """The installed Numba's version without importing it; "" if there is none."""
+    from importlib.util import find_spec
+
     try:
-        found = importlib.util.find_spec("numba")
+        found = find_spec("numba")
     except (ImportError, ValueError):
         found = None
     if found is None or not found.submodule_search_locations:
         return ""
-    site = Path(next(iter(found.submodule_search_locations))).parent
+    site = os.path.dirname(next(iter(found.submodule_search_locations)))
     for entry in os.listdir(site):
         if match := re.fullmatch(r"numba-([\w.+!]+)\.dist-info", entry):
             return match[1]
@@ -101,43 +142,53 @@ def numba_version() -> str:
 
 # ---------------------------------------------------------------- folders
 
-PREBUILT = Path(kernels.__file__).parent / "prebuilt"
+#: libraries that came with the package
+PREBUILT = os.path.join(os.path.dirname(str(kernels.__file__)), "prebuilt")
 
 
-def _user_cache() -> Path:
+def user_cache() -> str:
+    """The user's cache directory for minifer, as the system has it; MINIFER_CACHE_DIR overrides it."""
     if override := os.environ.get("MINIFER_CACHE_DIR"):
-        return Path(override)
+        return override
     if sys.platform == "win32":
         root = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
     elif sys.platform == "darwin":
         root = os.path.expanduser("~/Library/Caches")
     else:
         root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "minifer"
+    return os.path.join(root, "minifer")
 
 
-_temporary: Path | None = None
+_temporary = ""
 
 
-def cache_directory() -> Path:
-    """The user's cache directory for minifer (see MINIFER_CACHE_DIR), or a temporary one if it is unwritable."""
-    global _temporary
-    wanted = _user_cache()
+def cache_directory() -> str:
+    """The user's cache directory, made if need be, or a temporary one if that is unwritable."""
+    wanted = user_cache()
     try:
-        wanted.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(wanted, mode=0o700, exist_ok=True)
         if os.access(wanted, os.W_OK | os.X_OK):
             return wanted
     except OSError:
         pass
-    if _temporary is None:
-        _temporary = Path(tempfile.mkdtemp(prefix="minifer-"))
-        atexit.register(shutil.rmtree, _temporary, ignore_errors=True)
-        warnings.warn(
-            f"cannot write to {wanted}: kernels are built into a temporary directory and lost when the process ends; "
-            "set MINIFER_CACHE_DIR to a writable directory",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    return _temporary or _make_temporary(wanted)
+
+
+def _make_temporary(wanted: str) -> str:
+    global _temporary
+    import atexit
+    import shutil
+    import tempfile
+    import warnings
+
+    _temporary = tempfile.mkdtemp(prefix="minifer-")
+    atexit.register(shutil.rmtree, _temporary, ignore_errors=True)
+    warnings.warn(
+        f"cannot write to {wanted}: kernels are built into a temporary directory and lost when the process ends; "
+        "set MINIFER_CACHE_DIR to a writable directory",
+        RuntimeWarning,
+        stacklevel=3,
+    )
     return _temporary
 
 
@@ -147,59 +198,63 @@ def file_name(unit: Unit, target: Target, key: str, suffix: str, version: str = 
     return f"{short}-{target.name}-{key}{'-numba' + version if version else ''}{suffix}"
 
 
+def cached_path(unit: Unit, target: Target, key: str, suffix: str) -> str:
+    """Where the unit's file is kept once it is built."""
+    return os.path.join(_temporary or user_cache(), file_name(unit, target, key, suffix, numba_version()))
+
+
 # ---------------------------------------------------------------- files
 
 
-def find(unit: Unit, target: Target, key: str, suffix: str) -> Path | None:
-    """The intact file of a unit: shipped with the package, or built earlier."""
-    shipped = PREBUILT / file_name(unit, target, key, suffix)
-    if shipped.exists() and read(shipped) is not None:
+def find(unit: Unit, target: Target, suffix: str = SUFFIX) -> str | None:
+    """The path of a unit's intact file: shipped with the package, or built earlier; None if there is none."""
+    key = key_of(unit, target)
+    shipped = os.path.join(PREBUILT, file_name(unit, target, key, suffix))
+    if read(shipped) is not None:
         return shipped
     candidates = [cached_path(unit, target, key, suffix)]
     if not numba_version():  # any version's will do where none can be built
-        candidates = sorted(_user_cache().glob(file_name(unit, target, key, "-numba*" + suffix)))
+        from glob import glob
+
+        candidates = sorted(glob(os.path.join(user_cache(), file_name(unit, target, key, "-numba*" + suffix))))
     return next((p for p in candidates if read(p) is not None), None)
 
 
-def cached_path(unit: Unit, target: Target, key: str, suffix: str) -> Path:
-    """Where the unit's file is kept once it is built."""
-    folder = _temporary or _user_cache()
-    return folder / file_name(unit, target, key, suffix, numba_version())
-
-
-def seal(data: bytes) -> bytes:
-    """The content with its digest behind it."""
-    return data + hashlib.sha256(data).digest() + _MAGIC
-
-
-def read(path: Path) -> bytes | None:
+def read(path: str) -> bytes | None:
     """The content of a sealed file; None if it is missing, cut off or altered."""
     try:
-        sealed = path.read_bytes()
+        with open(path, "rb") as file:
+            sealed = file.read()
     except OSError:
         return None
     data, digest = sealed[:-40], sealed[-40:]
-    return data if digest == hashlib.sha256(data).digest() + _MAGIC else None
+    return data if digest == sha256(data).digest() + _MAGIC else None
 
 
-def write(path: Path, data: bytes) -> None:
-    """Put a sealed file in place at once, so that another process sees all of it or nothing."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name[:40])
+def write(path: str, data: bytes) -> None:
+    """Write the content with its digest behind it, at once: another process sees all of it or nothing."""
+    import tempfile
+
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".building-")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(seal(data))
+            file.write(data + sha256(data).digest() + _MAGIC)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
 
 
-def read_text(path: Path) -> str | None:
+def read_text(path: str) -> str | None:
     """The text of a sealed, compressed file, or None."""
+    import zlib
+
     data = read(path)
     return None if data is None else zlib.decompress(data).decode()
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: str, text: str) -> None:
     """Write text compressed and sealed."""
+    import zlib
+
     write(path, zlib.compress(text.encode(), 1))

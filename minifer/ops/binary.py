@@ -12,6 +12,7 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType, Type
+from minifer.ops.lower_elementwise import lower_binary, lower_legacy, lower_mod, lower_pow, lower_variadic
 from minifer.ops.numeric import (
     FLOATS,
     NUMBERS,
@@ -210,14 +211,16 @@ def _mod_types(floats: bool):
 _LEGACY = ("consumed_inputs",)
 for _name, _function in (("Add", np.add), ("Sub", np.subtract), ("Mul", np.multiply), ("Div", truncated_quotient)):
     _reference = arithmetic(_function)
-    register(Op(_name, since=1, infer=legacy_types(NUMBERS), reference=legacy(_reference), ignore=_LEGACY))
-    register(Op(_name, since=7, infer=broadcast_types(NUMBERS), reference=_reference))
+    _types, _kernel = legacy_types(NUMBERS), lower_legacy(_name.lower())
+    register(Op(_name, since=1, infer=_types, reference=legacy(_reference), lower=_kernel, ignore=_LEGACY))
+    _types, _kernel = broadcast_types(NUMBERS), lower_binary(_name.lower())
+    register(Op(_name, since=7, infer=_types, reference=_reference, lower=_kernel))
 
 register(Op("Pow", since=1, infer=legacy_types(FLOATS), reference=legacy(_pow_of_one_type)))
-register(Op("Pow", since=7, infer=broadcast_types(FLOATS), reference=_pow_of_one_type))
-register(Op("Pow", since=12, infer=_pow_types, reference=_pow))
-register(Op("Mod", since=10, infer=_mod_types(False), reference=_mod_10))
-register(Op("Mod", since=28, infer=_mod_types(True), reference=_mod_28))
+register(Op("Pow", since=7, infer=broadcast_types(FLOATS), reference=_pow_of_one_type, lower=lower_pow))
+register(Op("Pow", since=12, infer=_pow_types, reference=_pow, lower=lower_pow))
+register(Op("Mod", since=10, infer=_mod_types(False), reference=_mod_10, lower=lower_mod))
+register(Op("Mod", since=28, infer=_mod_types(True), reference=_mod_28, lower=lower_mod))
 
 for _name, _fold, _allowed in (
     ("Max", lambda xs: functools.reduce(np.maximum, xs), NUMBERS),
@@ -227,5 +230,8 @@ for _name, _fold, _allowed in (
 ):
     _reference = variadic(_fold, _allowed)
     _equal = broadcast_types(_allowed, count=None, equal=True)
-    register(Op(_name, since=1, infer=_equal, reference=_equal_shapes(_reference), ignore=_LEGACY))
-    register(Op(_name, since=8, infer=broadcast_types(_allowed, count=None), reference=_reference))
+    _kernel = lower_variadic("add" if _name in ("Sum", "Mean") else _name.lower(), mean=_name == "Mean")
+    _old = _equal_shapes(_reference)
+    register(Op(_name, since=1, infer=_equal, reference=_old, lower=_kernel, ignore=_LEGACY))
+    _types = broadcast_types(_allowed, count=None)
+    register(Op(_name, since=8, infer=_types, reference=_reference, lower=_kernel))

@@ -5,14 +5,14 @@ Inside a body the names of the outer graphs are bound already; what an operator 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from minifer import dtypes
-from minifer.errors import InputError, ModelError
-from minifer.ir import Graph, OptionalType, SequenceType, TensorType, Type
+from minifer.errors import InputError, MiniferError, ModelError
+from minifer.ir import Graph, OptionalType, SequenceType, TensorType, Type, type_of_value
 from minifer.ops.registry import Call
 
 
@@ -50,6 +50,20 @@ def single(value: Any, what: str) -> Any:
     return value.reshape(-1)[0]
 
 
+def with_output_types(body: Graph, count: int, trial: Callable[[], list[Any]]) -> Graph:
+    """The body with types for its outputs from `count` on, for a loop that never ran.
+
+    Where the body declares none, they are those of a `trial` run on the initial values, if that succeeds.
+    """
+    if all(isinstance(body.types.get(name), TensorType) for name in body.outputs[count:]):
+        return body
+    try:
+        found = {name: type_of_value(value) for name, value in zip(body.outputs, trial())}
+    except MiniferError:
+        return body
+    return body.with_(types={**found, **body.types})
+
+
 def empty_scan(body: Graph, name: str, axis: int, length: int = 0, batch: tuple[int, ...] = ()) -> np.ndarray:
     """A scan output of a loop that never ran: `length` zeros along `axis`, the rest as the body declares.
 
@@ -62,6 +76,8 @@ def empty_scan(body: Graph, name: str, axis: int, length: int = 0, batch: tuple[
             "so the type of that output is not known; declare it in the body graph"
         )
     dims = [d if isinstance(d, int) else 0 for d in kind.shape or ()]
+    if not -len(dims) - 1 <= axis <= len(dims):
+        raise InputError(f"scan output '{name}' has rank {len(dims)}, so it cannot be gathered along axis {axis}")
     dims.insert(axis % (len(dims) + 1), length)
     fill: Any = "" if kind.dtype == "string" else 0
     return np.full((*batch, *dims), fill, dtypes.to_numpy(kind.dtype))

@@ -16,6 +16,7 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import InputError, UnsupportedError
 from minifer.ir import TensorType, Type
+from minifer.ops.lower_elementwise import lower_cast
 from minifer.ops.numeric import check_count, kind_of
 from minifer.ops.registry import Call, Op, register
 
@@ -233,7 +234,7 @@ def _bit_cast_types(call: Call) -> Type:
 
 
 for _since, _reference in ((1, _cast_1), (6, _cast_6), (19, _cast_19), (24, _cast_24)):
-    register(Op("Cast", since=_since, infer=_cast_types, reference=_reference))
+    register(Op("Cast", since=_since, infer=_cast_types, reference=_reference, lower=lower_cast))
 for _since, _like in ((15, _cast_like_15), (19, _cast_like_19), (24, _cast_like_24)):
-    register(Op("CastLike", since=_since, infer=_cast_like_types, reference=_like))
+    register(Op("CastLike", since=_since, infer=_cast_like_types, reference=_like, lower=lower_cast))
 register(Op("BitCast", since=26, infer=_bit_cast_types, reference=_bit_cast))

@@ -9,7 +9,16 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Graph, TensorType, Type
-from minifer.ops.bodies import body_types, check_body, empty_scan, merge_types, scan_element, single, stack_scan
+from minifer.ops.bodies import (
+    body_types,
+    check_body,
+    empty_scan,
+    merge_types,
+    scan_element,
+    single,
+    stack_scan,
+    with_output_types,
+)
 from minifer.ops.registry import Call, Op, register
 
 
@@ -80,10 +89,14 @@ def _loop(max_trips=None, cond=None, *initial, body, ctx):
     carried = list(initial)
     scans: list[list[Any]] = [[] for _ in body.outputs[count + 1 :]]
     step = 0
-    while running and (trips is None or step < trips):
+
+    def iterate() -> list[Any]:
         number = _like_declared(np.array(step, np.int64), body, body.inputs[0])
         flag = _like_declared(np.array(True), body, body.inputs[1])
-        results = ctx.run(body, [number, flag, *carried])
+        return ctx.run(body, [number, flag, *carried])
+
+    while running and (trips is None or step < trips):
+        results = iterate()
         running = _flag(results[0], f"the condition '{body.outputs[0]}' that the body returns")
         for old, new, name in zip(carried, results[1:], body.outputs[1:]):
             _carried_dtype(old, new, name)
@@ -91,6 +104,8 @@ def _loop(max_trips=None, cond=None, *initial, body, ctx):
         for parts, value in zip(scans, results[count + 1 :]):
             parts.append(value)
         step += 1
+    if step == 0:
+        body = with_output_types(body, count + 1, iterate)
     names = body.outputs[count + 1 :]
     outputs = [stack_scan(parts, name) if parts else empty_scan(body, name, 0) for parts, name in zip(scans, names)]
     return (*carried, *outputs)

@@ -9,6 +9,7 @@ from minifer.errors import InputError
 from minifer.ir import TensorType, Type
 from minifer.ops.binary import legacy, legacy_types
 from minifer.ops.lower_choose import lower_where
+from minifer.ops.lower_elementwise import lower_bits, lower_compare, lower_legacy, lower_not
 from minifer.ops.numeric import (
     NUMBERS,
     broadcast_types,
@@ -86,6 +87,18 @@ def _where_types(call: Call) -> Type:
     return TensorType(kind, broadcast(call, call.shape(0), call.shape(1), call.shape(2)))
 
 
+#: name -> lowering, and that of the limited broadcasting of the first opsets
+_LOWER = {
+    "And": (lower_bits("and"), None), "Or": (lower_bits("or"), None), "Xor": (lower_bits("xor"), None),
+    "Equal": (lower_compare("equal"), None),
+    "Greater": (lower_compare("less", swapped=True), lower_legacy("less", swapped=True)),
+    "Less": (lower_compare("less"), lower_legacy("less")),
+    "GreaterOrEqual": (lower_compare("less_or_equal", swapped=True), None),
+    "LessOrEqual": (lower_compare("less_or_equal"), None),
+    "BitwiseAnd": (lower_bits("and"), None), "BitwiseOr": (lower_bits("or"), None),
+    "BitwiseXor": (lower_bits("xor"), None),
+}  # fmt: skip
+
 for _name, _function, _allowed in (
     ("And", np.logical_and, _BOOL),
     ("Or", np.logical_or, _BOOL),
@@ -95,20 +108,24 @@ for _name, _function, _allowed in (
     ("Less", np.less, NUMBERS),
 ):
     _reference = _predicate(_function, _allowed)
-    register(Op(_name, since=1, infer=legacy_types(_allowed, "bool"), reference=legacy(_reference)))
-    register(Op(_name, since=7, infer=broadcast_types(_allowed, "bool"), reference=_reference))
+    _kernel, _old = _LOWER[_name]
+    register(Op(_name, since=1, infer=legacy_types(_allowed, "bool"), reference=legacy(_reference), lower=_old))
+    register(Op(_name, since=7, infer=broadcast_types(_allowed, "bool"), reference=_reference, lower=_kernel))
 
 for _name, _comparison in (("GreaterOrEqual", np.greater_equal), ("LessOrEqual", np.less_equal)):
-    register(Op(_name, since=12, infer=broadcast_types(NUMBERS, "bool"), reference=_predicate(_comparison, NUMBERS)))
+    _types, _reference = broadcast_types(NUMBERS, "bool"), _predicate(_comparison, NUMBERS)
+    register(Op(_name, since=12, infer=_types, reference=_reference, lower=_LOWER[_name][0]))
 
 for _name, _bits in (
     ("BitwiseAnd", np.bitwise_and),
     ("BitwiseOr", np.bitwise_or),
     ("BitwiseXor", np.bitwise_xor),
 ):
-    register(Op(_name, since=18, infer=broadcast_types(dtypes.INTEGERS), reference=_bitwise(_bits)))
+    _types, _kernel = broadcast_types(dtypes.INTEGERS), _LOWER[_name][0]
+    register(Op(_name, since=18, infer=_types, reference=_bitwise(_bits), lower=_kernel))
 
-register(Op("Not", since=1, infer=unary_types(_BOOL), reference=_not))
-register(Op("BitwiseNot", since=18, infer=unary_types(dtypes.INTEGERS), reference=_bitwise_not))
+register(Op("Not", since=1, infer=unary_types(_BOOL), reference=_not, lower=lower_not))
+_types = unary_types(dtypes.INTEGERS)
+register(Op("BitwiseNot", since=18, infer=_types, reference=_bitwise_not, lower=lower_not))
 register(Op("BitShift", since=11, infer=broadcast_types(dtypes.INTEGERS), reference=_bit_shift))
 register(Op("Where", since=9, infer=_where_types, reference=_where, lower=lower_where))

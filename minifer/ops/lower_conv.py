@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minifer.errors import ShapeError
-from minifer.kernels import conv, conv_transpose, depthwise
+from minifer.kernels import conv, conv_transpose, depthwise, gemm
 from minifer.kernels.simd import NR
 from minifer.ops.registry import CHANNELS_LAST, Declined
 from minifer.ops.window import Window, slide
@@ -40,7 +40,11 @@ def lower_conv(low: Any) -> Declined | None:
     if groups == channels == filters and groups > 1:
         _depthwise(low, window, channels)
         return None
-    _implicit_gemm(low, window, x_shape, filters, groups)
+    pointwise = groups == 1 and {*window.kernel, *window.strides} == {1} and not any(map(any, window.pads))
+    if pointwise:
+        _pointwise(low, filters)
+    else:
+        _implicit_gemm(low, window, x_shape, filters, groups)
     return None
 
 
@@ -90,6 +94,19 @@ def _depthwise(low: Any, window: Window, channels: int) -> None:
     (bias, residual), numbers = _tail(low, channels)
     y = low.output(0, CHANNELS_LAST)
     low.call(depthwise.depthwise, x, weight, bias, residual, y, low.const(g), *numbers)
+
+
+def _pointwise(low: Any, filters: int) -> None:
+    """A 1x1 convolution is a matrix product as it stands: pixels by channels times channels by filters."""
+    shape = low.shape(0)
+    rows, channels = shape[0] * int(np.prod(shape[2:], dtype=np.int64)), shape[1]
+    x = low.input(0, CHANNELS_LAST)
+    weight = low.pack(1, ("gemm", int(NR)), lambda w: gemm.pack(w.reshape(filters, channels).T))
+    (bias, residual), numbers = _tail(low, filters)
+    y = low.output(0, CHANNELS_LAST)
+    code, first, second, has_bias, has_residual = numbers
+    sizes = (rows, filters, channels, channels, filters)
+    low.call(gemm.gemm, x, weight, y, bias, residual, *sizes, has_bias, has_residual, code, first, second)
 
 
 def _implicit_gemm(low: Any, window: Window, x_shape: tuple[int, ...], filters: int, groups: int) -> None:

@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+from minifer.kernels.activation import TANH
+from minifer.ops.lower_elementwise import lower_activation, lower_unary
 from minifer.ops.numeric import FLOATS, NUMBERS, SIGNED, narrow, require, unary_types, widen
 from minifer.ops.registry import Op, register
 
@@ -66,6 +68,7 @@ _OPS = {name: (since, function, FLOATS) for name, (since, function) in _FLOAT_OP
     "Sign": (9, np.sign, NUMBERS),
     "Erf": (9, erf, NUMBERS),
 }
+_LOWER = {"Tanh": lower_activation(TANH)}
 for _name, (_since, _function, _allowed) in _OPS.items():
     register(
         Op(
@@ -73,6 +76,7 @@ for _name, (_since, _function, _allowed) in _OPS.items():
             since=_since,
             infer=unary_types(_allowed),
             reference=_elementwise(_function, _allowed),
+            lower=_LOWER.get(_name) or lower_unary(_name.lower()),
             ignore=("consumed_inputs",),
         )
     )

@@ -16,6 +16,7 @@ entry has; an entry holds until the next one of the same name and domain.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -25,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from minifer.errors import InputError, MiniferError, ModelError, ShapeError
-from minifer.ir import Dim, Graph, Node, TensorType, Type, type_of_value
+from minifer.errors import InputError, LimitError, MiniferError, ModelError, ShapeError
+from minifer.ir import Dim, Graph, Node, SparseTensor, TensorType, Type, type_of_value
 
 # memory layouts that a lowering may ask for
 PLAIN = "plain"  # row-major in the order of the ONNX dimensions
@@ -123,21 +124,56 @@ class Op:
     _parameters: frozenset[str] = field(default=frozenset(), init=False, repr=False)
     _any_attribute: bool = field(default=False, init=False, repr=False)
     _wants_context: bool = field(default=False, init=False, repr=False)
+    _arity: tuple[int, int | None] = field(default=(0, None), init=False, repr=False)  # fewest and most inputs
+    _needed: frozenset[str] = field(default=frozenset(), init=False, repr=False)  # attributes without a default
+    _defaults: Mapping[str, Any] = field(default_factory=dict, init=False, repr=False)  # of the other attributes
 
     def __post_init__(self) -> None:
-        parameters = inspect.signature(self.reference).parameters.values()
-        keyword = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        object.__setattr__(self, "_parameters", frozenset(keyword) - {"ctx"})
+        parameters = _parameters(self.reference)
+        keyword = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        names = frozenset(p.name for p in keyword)
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        least = sum(p.default is p.empty for p in positional)
+        most = None if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional)
+        needed = frozenset(p.name for p in keyword if p.default is p.empty) - {"ctx"}
+        defaults = {p.name: p.default for p in keyword if p.default is not p.empty and p.default is not None}
+        object.__setattr__(self, "_parameters", names - {"ctx"})
         object.__setattr__(self, "_any_attribute", any(p.kind is p.VAR_KEYWORD for p in parameters))
-        object.__setattr__(self, "_wants_context", "ctx" in keyword)
+        object.__setattr__(self, "_wants_context", "ctx" in names)
+        object.__setattr__(self, "_arity", (least, most))
+        object.__setattr__(self, "_needed", needed)
+        object.__setattr__(self, "_defaults", defaults)
+        for rule in ("infer", "known"):
+            if getattr(self, rule) is not None:
+                object.__setattr__(self, rule, _guarded(getattr(self, rule)))
+
+    def check(self, node: Node) -> None:
+        """Raise ModelError where a node has more or fewer inputs than the operator takes, no output, an attribute that
+        the operator does not know or that has another type, or lacks one that it must have."""
+        least, most = self._arity
+        count = len(node.inputs)
+        if count < least or (most is not None and count > most):
+            wanted = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+            raise ModelError(f"{node.label} has {count} inputs, and {self.name}-{self.since} takes {wanted}")
+        attrs = node.attrs.keys() - set(self.ignore)
+        if not self._any_attribute and not self._parameters.issuperset(attrs):
+            unknown = ", ".join(sorted(attrs - self._parameters))
+            raise ModelError(f"{node.label} has an attribute that {self.name}-{self.since} does not know: {unknown}")
+        if missing := self._needed - attrs:
+            raise ModelError(f"{node.label} lacks the attribute {', '.join(sorted(missing))}, which it must have")
+        if not node.outputs:
+            raise ModelError(f"{node.label} has no output")
+        for name in attrs:
+            wanted = _wanted_type(name, self._defaults.get(name))
+            if not isinstance(node.attrs[name], wanted):
+                kind = type(node.attrs[name]).__name__
+                raise ModelError(f"{node.label} has a {kind} as attribute {name}, and {wanted[0].__name__} is needed")
 
     def call(self, ctx: Context, inputs: Sequence[Any]) -> list[Any]:
-        """Run the reference; returns one value per output. Errors of NumPy become errors that name the node."""
+        """Run the reference; returns one value per output. Any exception becomes an error that names the node."""
         node = ctx.node
+        self.check(node)
         attrs = {k: v for k, v in node.attrs.items() if k not in self.ignore}
-        if not self._any_attribute and not self._parameters.issuperset(attrs):
-            unknown = ", ".join(sorted(set(attrs) - self._parameters))
-            raise ModelError(f"{node.label} has an attribute that {self.name}-{self.since} does not know: {unknown}")
         if self._wants_context:
             attrs["ctx"] = ctx
         try:
@@ -146,11 +182,82 @@ class Op:
         except MiniferError as error:
             if node.label in str(error):
                 raise
-            raise type(error)(f"{node.label}: {error}") from error
-        except (ValueError, IndexError, TypeError, KeyError, OverflowError, AttributeError, ArithmeticError) as error:
-            kinds = ", ".join("-" if v is None else str(type_of_value(v)) for v in inputs)
-            raise InputError(f"{node.label} failed on ({kinds}): {error}") from error
-        return list(result) if isinstance(result, tuple) else [result]
+            raise type(error)(f"{node.label}({_kinds(inputs)}): {error}") from error
+        except MemoryError as error:
+            raise LimitError(f"{node.label}({_kinds(inputs)}) does not fit into memory; use smaller inputs") from error
+        except RecursionError as error:
+            raise LimitError(f"{node.label}({_kinds(inputs)}) is nested too deeply to be run") from error
+        except Exception as error:
+            known = isinstance(error, ValueError | IndexError | ArithmeticError)
+            what = str(error) if known else f"{type(error).__name__}: {error}"
+            raise InputError(f"{node.label}({_kinds(inputs)}) failed: {what}") from error
+        return self._results(node, result, inputs)
+
+    def _results(self, node: Node, result: Any, inputs: Sequence[Any]) -> list[Any]:
+        """What a reference returned as a list with an entry for each output that the node asks for."""
+        results = list(result) if isinstance(result, tuple) else [result]
+        wanted = max((i + 1 for i, n in enumerate(node.outputs) if n), default=0)
+        if len(results) < wanted:
+            raise ModelError(f"{node.label} asks for {wanted} outputs, and its operator gives {len(results)}")
+        for i, value in enumerate(results[:wanted]):
+            if not isinstance(value, np.ndarray | np.generic | list | dict | SparseTensor | None):
+                raise InputError(
+                    f"{node.label}({_kinds(inputs)}): the operator's function returned a {type(value).__name__} as "
+                    f"output {i}; it must return arrays (one, or a tuple with one per output)"
+                )
+        return results
+
+
+def _wanted_type(name: str, default: Any) -> tuple[type, ...]:
+    """The types that an attribute may have, the proper one first, by the default that it has in the reference."""
+    if name in ("body", "then_branch", "else_branch"):
+        return (Graph,)
+    if isinstance(default, int):
+        return (int,)
+    if isinstance(default, float):
+        return (float, int)
+    if isinstance(default, str):
+        return (str, bytes)
+    return (tuple,) if isinstance(default, tuple) else (object,)
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except ValueError:  # a function in C that says nothing (a ufunc): inputs alone
+        return [inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)]
+
+
+def _kinds(inputs: Sequence[Any]) -> str:
+    """The types of values, for a message."""
+
+    def text(value: Any) -> str:
+        try:
+            return "-" if value is None else str(type_of_value(value))
+        except (TypeError, MiniferError):
+            return type(value).__name__
+
+    return ", ".join(map(text, inputs))
+
+
+def _guarded(rule: Callable[[Call], Any]) -> Callable[[Call], Any]:
+    """A type rule whose stray exceptions (an attribute of a wrong type, an input that is not there) name the node."""
+
+    @functools.wraps(rule)
+    def guarded(call: Call) -> Any:
+        try:
+            return rule(call)
+        except MiniferError as error:
+            if call.node.label in str(error):
+                raise
+            raise type(error)(str(call.fail(str(error)))) from error
+        except (MemoryError, RecursionError) as error:
+            raise LimitError(str(call.fail(f"the node is too large or nested too deeply ({error})"))) from error
+        except Exception as error:
+            why = f"inputs or attributes do not fit the operator ({type(error).__name__}: {error})"
+            raise call.fail(why) from error
+
+    return guarded
 
 
 _TABLE: dict[tuple[str, str], list[Op]] = {}

@@ -9,7 +9,7 @@ import numpy as np
 
 from minifer.errors import InputError, ModelError
 from minifer.ir import Dim, Graph, TensorType, Type
-from minifer.ops.bodies import body_types, check_body, empty_scan, scan_element, stack_scan
+from minifer.ops.bodies import body_types, check_body, empty_scan, scan_element, stack_scan, with_output_types
 from minifer.ops.registry import Call, Op, register
 from minifer.ops.shapes import axis_of
 
@@ -94,6 +94,9 @@ def _scan(
     _scan_length([len(x) for x in moved])
     steps = [[np.array(x[t, ...]) for x in moved] for t in range(len(moved[0]))]
     states, parts = _iterate(body, ctx, states, steps)
+    if not steps:
+        slices = [np.zeros(x.shape[1:], x.dtype) for x in moved]
+        body = with_output_types(body, len(states), lambda: ctx.run(body, [*states, *slices]))
     results = []
     for part, name, axis, reverse in zip(parts, body.outputs[len(states) :], out_axes, out_backward):
         results.append(stack_scan(part[:: -1 if reverse else 1], name, axis) if part else empty_scan(body, name, axis))

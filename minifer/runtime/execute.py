@@ -30,7 +30,9 @@ VALUES_KEPT = 4  # values of a scalar integer input that get plans of their own
 WORKSPACES_KEPT = 4
 
 #: what a kernel's status means
-STATUS = {1: "an index is out of range", 2: "a size or count in the data is not valid"}
+STATUS = {
+    1: "an index is out of range", 2: "a size or count in the data is not valid", 3: "integer division by zero",
+}  # fmt: skip
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     workspaces: Workspaces = field(default_factory=lambda: Workspaces())
     trace: Any = None  # called with (node, kernel or None, seconds, outputs) after each step, where set
+    on_step: Any = None  # called with (step, start, end) after each step, where set; times of perf_counter
 
 
 class Workspaces:
@@ -280,7 +283,8 @@ class Executor:
             raise LimitError(f"the run took longer than max_seconds={limit}")
 
     def _native_part(self, table: Table, bases: np.ndarray, arrays: dict[int, np.ndarray]) -> None:
-        if self.settings.trace is None:
+        trace, on_step = self.settings.trace, self.settings.on_step
+        if trace is None and on_step is None:
             failed = table.run(bases, self.settings.threads)
             if failed is not None:
                 raise kernel_error(table.steps[failed[0]], failed[1])
@@ -288,10 +292,13 @@ class Executor:
         for i, step in enumerate(table.steps):
             start = time.perf_counter()
             failed = table.run(bases, self.settings.threads, i)
-            seconds = time.perf_counter() - start
+            end = time.perf_counter()
             if failed is not None:
                 raise kernel_error(step, failed[1])
-            self.settings.trace(step.node, step.kernel, seconds, [_view(s, arrays) for s in step.writes])
+            if on_step is not None:
+                on_step(step, start, end)
+            if trace is not None:
+                trace(step.node, step.kernel, end - start, [_view(s, arrays) for s in step.writes])
 
     def _python_step(self, stage: Stage, step: PythonStep, env: dict[str, Any], objects: dict[str, Any],
                      arrays: dict[int, np.ndarray], bases: np.ndarray) -> None:  # fmt: skip
@@ -334,6 +341,8 @@ class Executor:
             array = _safe(_contiguous(np.asarray(value)), arena)
             arrays[buffer.base] = array
             bases[buffer.base] = _address(array)
+        if self.settings.on_step is not None:
+            self.settings.on_step(step, start, time.perf_counter())
         if self.settings.trace is not None:
             self.settings.trace(step.node, None, seconds, results)
 

@@ -47,7 +47,7 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
 
 
 def only_library(cache: Path) -> Path:
-    return next(cache.glob(f"tiny-*{build.SUFFIX}"))
+    return next(cache.glob(f"tiny-*{store.SUFFIX}"))
 
 
 def test_life_of_a_cache(tmp_path):
@@ -101,29 +101,29 @@ def test_cache_directory(monkeypatch):
     monkeypatch.delenv("MINIFER_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     monkeypatch.setattr(sys, "platform", "linux")
-    assert store._user_cache() == Path("/somewhere/minifer")
+    assert store.user_cache() == "/somewhere/minifer"
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert store._user_cache() == Path("~/Library/Caches/minifer").expanduser()
+    assert store.user_cache() == os.path.expanduser("~/Library/Caches/minifer")
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", "/local")
-    assert store._user_cache() == Path("/local/minifer")
+    assert store.user_cache() == os.path.join("/local", "minifer")
 
 
 def test_shipped_library(tmp_path, monkeypatch):
     """What a wheel ships is found without Numba."""
-    target, key = host(), build.key_of(UNIT, host())
+    target, key = host(), store.key_of(UNIT, host())
     data = build.library_bytes(UNIT, target)
-    store.write(tmp_path / store.file_name(UNIT, target, key, build.SUFFIX), data)
-    monkeypatch.setattr(store, "PREBUILT", tmp_path)
+    store.write(tmp_path / store.file_name(UNIT, target, key, store.SUFFIX), data)
+    monkeypatch.setattr(store, "PREBUILT", str(tmp_path))
     monkeypatch.setattr(store, "numba_version", lambda: "")
     monkeypatch.setenv("MINIFER_CACHE_DIR", str(tmp_path / "none"))
     assert library.available()
-    found = store.find(UNIT, target, key, build.SUFFIX)
+    found = store.find(UNIT, target)
     assert found is not None and store.read(found) == data
 
 
 def test_no_numba(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "PREBUILT", tmp_path)
+    monkeypatch.setattr(store, "PREBUILT", str(tmp_path))
     monkeypatch.setattr(store, "numba_version", lambda: "")
     monkeypatch.setenv("MINIFER_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(library, "_loaded", {})
@@ -157,7 +157,7 @@ def test_workers(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MINIFER_CACHE_DIR", str(tmp_path))
     unit = gemm.gemm.unit
     build.build([unit], host(), progress=True)
-    assert store.find(unit, host(), build.key_of(unit, host()), build.SUFFIX) is not None
+    assert store.find(unit, host()) is not None
     assert "1/1 gemm" in capfd.readouterr().err
     with pytest.raises(KernelError, match=r"minifer\.kernels\.nowhere: ModuleNotFoundError"):
         build.build([("minifer.kernels.nowhere", "")], host(), progress=False)
@@ -201,13 +201,15 @@ def test_registration_errors():
     with pytest.raises(TypeError, match="already registered"):
         kernel(name="tiny_double")(tiny.double.body)
     with pytest.raises(TypeError, match="tid and nthreads"):
-        kernel(name="tiny_wrong")(lambda x: None)
+        kernel(name="tiny_wrong", outputs=())(lambda x: None)
 
     def untyped(x, tid, nthreads): ...
 
     untyped.__annotations__ = {"x": int}
+    spec = kernel(name="tiny_wrong", outputs=())(untyped)
+    del KERNELS["tiny_wrong"]
     with pytest.raises(TypeError, match="parameter x has no kernel type"):
-        kernel(name="tiny_wrong", outputs=())(untyped)
+        _ = spec.parameters
     untyped.__annotations__ = {"x": ptr_f32}
     with pytest.raises(TypeError, match="outputs"):
         kernel(name="tiny_wrong", outputs=("z",))(untyped)

@@ -1,4 +1,4 @@
-"""The private parts of Numba that minifer stands on. If this fails with a new Numba, mend minifer/codegen/numba_bridge.py."""
+"""The private parts of Numba that minifer stands on: if a new Numba fails here, mend minifer/codegen/numba_bridge.py."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_private_interfaces():
 
 def test_ir_needs_no_runtime():
     """The IR of a unit calls nothing but itself and LLVM's intrinsics, and exports what it should."""
-    text = numba_bridge.lower_unit(build.specs_of(tiny.double.unit), host())
+    text = numba_bridge.lower_unit(store.specs_of(tiny.double.unit), host())
     defined = set(re.findall(r"^define [^@]*@([\w.$\"]+)", text, re.M))
     declared = set(re.findall(r"^declare [^@]*@([\w.]+)", text, re.M))
     assert {"tiny_double", "tiny_sum"} <= defined
@@ -42,7 +42,7 @@ def test_ir_needs_no_runtime():
 
 
 def test_lowering_is_deterministic():
-    first, second = (numba_bridge.lower_unit(build.specs_of(tiny.double.unit), host()) for _ in range(2))
+    first, second = (numba_bridge.lower_unit(store.specs_of(tiny.double.unit), host()) for _ in range(2))
     digits = re.compile(r"_\d+|\b0x[0-9a-f]+|v\d+")
     assert digits.sub("", first) == digits.sub("", second)
 

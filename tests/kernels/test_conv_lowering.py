@@ -36,7 +36,7 @@ def test_conv(x, w, attrs, biased):
     inputs = {"x": draw(*x)}
     consts = {"w": draw(*w), **({"b": draw(w[0])} if biased else {})}
     kernels = check_native(model([node("Conv", ["x", *consts], ["y"], **attrs)], inputs, consts, ["y"]), inputs)
-    assert {"conv", "depthwise"} & {k.kernel.name for k in kernels}
+    assert {"conv", "depthwise", "gemm"} & {k.kernel.name for k in kernels}
 
 
 ACTIVATIONS = [

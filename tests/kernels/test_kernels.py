@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minifer.kernels as kernels
-from minifer.codegen import build, emit, library, objects
+from minifer.codegen import build, emit, library, objects, store
 from minifer.kernels.spec import KERNELS, KernelSpec
 from minifer.kernels.target import TARGETS, host
 
@@ -135,5 +135,5 @@ def test_needs_no_library(unit, target):
     code = build.object_code(unit, TARGETS[target])
     assert objects.undefined_symbols(code) == set()
     if target == host().name:
-        names = [s.name for s in build.specs_of(unit)]
+        names = [s.name for s in store.specs_of(unit)]
         assert "memcpy" not in emit.emit_assembly(build.raw_ir(unit, TARGETS[target]), names, TARGETS[target])

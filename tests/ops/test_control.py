@@ -147,6 +147,17 @@ def test_loop_type_rule_knows_the_trip_count_of_a_steady_body():
     assert infer("Loop", 16, *given, outputs=2, body=wide)[1] == F32(None, 3, None)
 
 
+def test_a_loop_that_never_runs_finds_undeclared_types_by_a_trial():
+    body = graph("i c v", "c v w", node("Concat", "v v", "w", 13, axis=0))
+    carried, scan = run("Loop", 16, np.array(0), None, np.ones(2, np.float32), outputs=2, body=body)
+    assert carried.tolist() == [1, 1] and scan.shape == (0, 4) and scan.dtype == np.float32
+    body = graph("a x", "a x")
+    assert run("Scan", 9, np.ones(1), np.ones((2, 0)), num_scan_inputs=1, scan_input_axes=(1,), body=body)[1].shape == (
+        0,
+        2,
+    )
+
+
 def test_loop_errors():
     start = np.zeros(2, np.float32)
     with pytest.raises(ModelError, match="2 inputs"):
@@ -161,9 +172,9 @@ def test_loop_errors():
     body = graph("i c v", "c v2 v", node("Concat", "v v", "v2", 13, axis=0), types={"v": F32(None)})
     with pytest.raises(InputError, match=r"scan output 'v' changes from float32\[2\] to float32\[4\]"):
         run("Loop", 16, np.array(2), None, start, outputs=2, body=body)
-    body = graph("i c", "c i")
-    with pytest.raises(ModelError, match="declares no tensor type for the output 'i'"):
-        run("Loop", 16, np.array(0), None, body=body)
+    body = graph("i c v", "c v g", node("Gather", "v i", "g", 13), types={"v": F32(None)})
+    with pytest.raises(ModelError, match="declares no tensor type for the output 'g'"):
+        run("Loop", 16, np.array(0), None, start[:0], outputs=2, body=body)
 
 
 # ---------------------------------------------------------------------------------------------------------- Scan
