@@ -1,6 +1,7 @@
 """Choosing between elements: Where, and the triangles of matrices. By element width; exact."""
 
 import numpy as np
+
 from minifer.kernels.move import WIDTHS, copy_line, copy_run, dense_strides, noise, random_table, strided_view
 from minifer.kernels.odometer import RANK, odometer_at, odometer_next, odometer_offset, odometer_size
 from minifer.kernels.simd import lanes, share, vload, vload_n, vselect, vsplat, vstore

@@ -4,6 +4,7 @@ NaN wins in both directions. Of equal elements the first or the last is taken. E
 """
 
 import numpy as np
+
 from minifer.kernels.simd import hmax, hmin, lanes, share, vany, vconvert, vload, vmax, vmin, vselect, vstore
 from minifer.kernels.spec import f32, f64, i8, i32, i64, kernel, ptr, ptr_i64, u8
 from minifer.kernels.top_k import values_with_ties

@@ -5,6 +5,7 @@ end. Every index is checked before memory is touched: status 1 says that one was
 """
 
 import numpy as np
+
 from minifer.kernels.move import PIECE, WIDTHS, copy_run, dense_strides, noise, random_table
 from minifer.kernels.odometer import RANK, odometer_at, odometer_next, odometer_offset, odometer_size
 from minifer.kernels.simd import cast, share

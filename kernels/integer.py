@@ -36,7 +36,6 @@ from minifer.kernels.simd import (
     hsum,
     rows_table,
     share,
-    tile_dot4_i32,
     tile_dot_i32,
     tile_store_i32,
     tile_zero_i32,
@@ -248,8 +247,9 @@ def widen(
 ):  # fmt: skip
     """The left side in 16 bits: x less its zero point, with zeros around it.
 
-    y: (batch, to_d, to_h, to_w, groups, even number of channels). Neighbouring pixels of x lie `pixel` elements apart, channels `channel`; images are dense. zero: one byte, or with
-    `zero_step` one for each pixel of the only row; read where has_zero is set. Exact. Split over pixels of y.
+    y: (batch, to_d, to_h, to_w, groups, even number of channels). Neighbouring pixels of x lie `pixel` elements apart,
+    channels `channel`; images are dense. zero: one byte, or with `zero_step` one for each pixel of the only row; read
+    where has_zero is set. Exact. Split over pixels of y.
     """
     pixels = batch * to_d * to_h * to_w
     image = channels * depth * height * width
@@ -413,12 +413,9 @@ def convolution_example(rng, size, T):
 def product(x, table, b, entries, run, m):
     """The register tile of m pixels by NR filters: the sum over table entries and their runs (of even length)."""
     acc = tile_zero_i32()
-    whole = run // 8 * 8
     for e in range(entries):
         rows = rows_table(x, table + e * m, m)
-        for p in range(0, whole, 8):
-            acc = tile_dot4_i32(acc, rows, p, b + p * NR)
-        for p in range(whole, run, 2):
+        for p in range(0, run, 2):
             acc = tile_dot_i32(acc, rows, p, b + p * NR)
         b = b + run * NR
     return acc

@@ -5,6 +5,7 @@ cost is memory traffic: each element is read once and written once.
 """
 
 import numpy as np
+
 from minifer.kernels.odometer import RANK, odometer_at, odometer_next, odometer_offset, odometer_size
 from minifer.kernels.simd import lanes, share, u8, u16, u32, u64, vload, vload_n, vsplat, vstore, vzip_high, vzip_low
 from minifer.kernels.spec import i64, kernel, ptr, ptr_i64

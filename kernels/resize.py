@@ -1,6 +1,7 @@
 """Resampling along one axis: each output row is a weighted sum of a few input rows."""
 
 import numpy as np
+
 from minifer.kernels.simd import lanes, share, vfma, vload, vstore
 from minifer.kernels.spec import f32, f64, i64, kernel, ptr, ptr_i64
 

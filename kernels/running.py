@@ -1,6 +1,7 @@
 """Running sums and products along an axis. Floats are accumulated in float64."""
 
 import numpy as np
+
 from minifer.kernels.simd import lanes, like, share, vconvert, vload, vstore
 from minifer.kernels.spec import Pointer, f32, f64, i32, i64, kernel
 

@@ -6,6 +6,7 @@ the updates of a place are applied in order, by one thread.
 """
 
 import numpy as np
+
 from minifer.kernels.gather import (
     OUT_OF_RANGE,
     bad_index,

@@ -119,7 +119,7 @@ class KernelSpec:
 
     @functools.cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The parameters without tid and nthreads. (On first use: a program registers many kernels that it never calls.)"""
+        """The parameters without tid and nthreads; found on first use, as most kernels are registered in vain."""
         return _parameters(self.name, self.body, _parameter_names(self.body)[:-2], self.types)
 
     @property

@@ -4,6 +4,7 @@ NaN counts as larger than any number. Of equal elements the one with the lower i
 """
 
 import numpy as np
+
 from minifer.kernels.simd import lanes, share, vany, vload
 from minifer.kernels.spec import f32, f64, i32, i64, kernel, ptr, ptr_i64
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 #: the files that the kernel builder writes; nothing else in the directory is touched
-BUILT_FILES = ("*-numba*.so", "*-numba*.o", "*-numba*.ll.z")
+BUILT_FILES = ("*-numba*.so", "*-numba*.o", "*-numba*.ll.z", "*-numba*.obj")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -39,11 +39,17 @@ def raw_ir(unit: Unit, target: Target) -> str:
 
 
 def object_code(unit: Unit, target: Target, triple: str | None = None) -> bytes:
-    """The unit as an object file for a target."""
-    _require_numba()
-    from minifer.codegen import emit
+    """The unit as an object file for a target, from the cache or compiled now."""
+    path = store.cached_path(unit, target, key_of(unit, target), f"{'-' + triple if triple else ''}.obj")
+    code = store.read(path)
+    if code is None:
+        _require_numba()
+        from minifer.codegen import emit
 
-    return emit.emit_object(raw_ir(unit, target), [s.name for s in specs_of(unit)], target, triple)
+        code = emit.emit_object(raw_ir(unit, target), [s.name for s in specs_of(unit)], target, triple)
+        if target != host():  # the host's is kept as a library
+            store.write(os.path.join(store.cache_directory(), os.path.basename(path)), code)
+    return code
 
 
 def library_bytes(unit: Unit, target: Target, suffix: str = SUFFIX) -> bytes:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import operator
 import re
 import types as python_types
 from collections.abc import Callable, Sequence
@@ -23,9 +24,20 @@ from collections.abc import Callable, Sequence
 import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
-from numba.core import callconv, cgutils, codegen, compiler, cpu, errors, types, typing
+from numba.core import (
+    callconv,
+    cgutils,
+    codegen,
+    compiler,
+    cpu,
+    errors,
+    typed_passes,
+    types,
+    typing,
+    untyped_passes,
+)
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.registry import cpu_target
+from numba.core.compiler_machinery import PassManager
 from numba.core.typing import templates
 from numba.extending import lower_builtin, models, register_model, type_callable, typeof_impl
 
@@ -308,6 +320,51 @@ class _Codegen(codegen.Codegen):
 _BUILTINS: dict[str, Callable] = {"min": min, "max": max, "abs": abs}
 
 
+class _Typing(typing.Context):
+    """Numba's typing context, which remembers the types that Python's operators give: most of all there is to type."""
+
+    def __init__(self):
+        self.known: dict[tuple, typing.Signature] = {}
+        super().__init__()
+
+    def resolve_function_type(self, func, args, kws):
+        if kws or not isinstance(func, types.Function) or func.typing_key not in _OPERATORS:
+            return super().resolve_function_type(func, args, kws)
+        key = (func, tuple(args))
+        if key not in self.known:
+            found = super().resolve_function_type(func, args, kws)
+            if found is None:
+                return None
+            self.known[key] = found
+        return self.known[key]
+
+
+_OPERATORS = {f for name, f in vars(operator).items() if callable(f) and not isinstance(f, type)}
+
+
+class _Pipeline(compiler.CompilerBase):
+    """Numba's steps that kernels need: no closures to inline, no literals to propagate, no loops to lift."""
+
+    def define_pipelines(self):
+        steps = PassManager("minifer")
+        for step in (
+            untyped_passes.TranslateByteCode,
+            untyped_passes.FixupArgs,
+            untyped_passes.IRProcessing,
+            untyped_passes.GenericRewrites,
+            untyped_passes.ReconstructSSA,
+            typed_passes.NopythonTypeInference,
+            typed_passes.PreLowerStripPhis,
+            typed_passes.NoPythonSupportedFeatureValidation,
+            typed_passes.IRLegalization,
+            typed_passes.NativeLowering,
+            typed_passes.NoPythonBackend,
+        ):
+            steps.add_pass(step, step.__name__)
+        steps.finalize()
+        return [steps]
+
+
 class Context(cpu.CPUContext):
     """A Numba target context that lowers to IR text for one Target's tile and instructions."""
 
@@ -317,8 +374,8 @@ class Context(cpu.CPUContext):
         self.machine = target
         self.lowerings = lowerings
         self.helpers: dict[Callable, FunctionValue] = {}
-        super().__init__(cpu_target.typing_context, "cpu")
-        cpu_target.target_context.refresh()  # loads the registries
+        super().__init__(_Typing(), "cpu")
+        self.typing_context.refresh()
         self.refresh()
 
     @global_compiler_lock
@@ -329,6 +386,11 @@ class Context(cpu.CPUContext):
     @functools.cached_property
     def call_conv(self):
         return callconv.MinimalCallConv(self)
+
+    def load_additional_registries(self):
+        """What Python's numbers, ranges and tuples need; the base class would load NumPy and the runtime too."""
+        from numba.core import optional  # noqa: F401
+        from numba.cpython import builtins, iterators, numbers, rangeobj, tupleobj  # noqa: F401
 
     def post_lowering(self, mod, library):
         """Nothing: the base class would link Numba's runtime."""
@@ -357,7 +419,7 @@ class Context(cpu.CPUContext):
         flags.nrt = flags.enable_pyobject = flags.boundscheck = False
         flags.error_model = "numpy"
         result = compiler.compile_extra(
-            self.typing_context, self, self._substituted(function), tuple(arguments), None, flags, {}
+            self.typing_context, self, self._substituted(function), tuple(arguments), None, flags, {}, None, _Pipeline
         )
         return result.fndesc, result.library
 
@@ -451,15 +513,20 @@ def _call(context: Context, builder: ir.IRBuilder, description, values: list):
 
 def lower_unit(specs: Sequence[KernelSpec | NativeFunction], target: Target) -> str:
     """The kernels and functions of one unit as unoptimised LLVM IR text; KernelError names the one that fails."""
-    from minifer.codegen.lowering import LOWERINGS
-
     with global_compiler_lock:
-        context = Context(target, LOWERINGS)
-        Context.current = context
+        Context.current = context_for(target)
         try:
-            return _lower_all(context, specs)
+            return _lower_all(Context.current, specs)
         finally:
             Context.current = None
+
+
+@functools.cache
+def context_for(target: Target) -> Context:
+    """The context of a target: kept, because helpers compiled for one unit serve the next."""
+    from minifer.codegen.lowering import LOWERINGS
+
+    return Context(target, LOWERINGS)
 
 
 def _lower_all(context: Context, specs: Sequence[KernelSpec | NativeFunction]) -> str:

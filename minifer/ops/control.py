@@ -88,7 +88,7 @@ def _loop(max_trips=None, cond=None, *initial, body, ctx):
     running = True if cond is None else _flag(cond, "the condition")
     carried = list(initial)
     scans: list[list[Any]] = [[] for _ in body.outputs[count + 1 :]]
-    step = 0
+    step = held = 0
 
     def iterate() -> list[Any]:
         number = _like_declared(np.array(step, np.int64), body, body.inputs[0])
@@ -103,6 +103,8 @@ def _loop(max_trips=None, cond=None, *initial, body, ctx):
         carried = list(results[1 : count + 1])
         for parts, value in zip(scans, results[count + 1 :]):
             parts.append(value)
+            held += getattr(value, "nbytes", 0)
+        ctx.hold(held)
         step += 1
     if step == 0:
         body = with_output_types(body, count + 1, iterate)

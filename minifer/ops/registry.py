@@ -94,6 +94,8 @@ class Context:
     node: Node
     # run(graph, inputs) -> outputs; names of outer graphs that the graph reads are bound already
     run: Callable[[Graph, Sequence[Any]], list[Any]]
+    # hold(bytes): raises LimitError where that much may not be held (what a loop gathers over its iterations)
+    hold: Callable[[int], None] = lambda nbytes: None
 
     @property
     def outputs(self) -> int:

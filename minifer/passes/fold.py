@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from minifer import dtypes
 from minifer.errors import MiniferError
-from minifer.ir import Graph, Node, TensorType
+from minifer.ir import Graph, Node, TensorType, type_of_value
 from minifer.ops import registry
 from minifer.ops.registry import Call, Context
 from minifer.passes.inline import inline_branch
 
 #: a result with more elements than this and many more than its inputs (a broadcast of a scalar) stays in the graph
 LIMIT = 1 << 27
+#: bytes that all results together may take, or so many times those of the constants: a few nodes can grow without end
+LEAST_BUDGET, TIMES = 1 << 30, 16
+
+
+@dataclass
+class _Budget:
+    left: int
 
 
 def fold_constants(graph: Graph) -> Graph:
     """Replace nodes with constant inputs by their values, and If nodes with a constant condition by their branch."""
-    return _fold(graph, {})
+    stored = sum(getattr(v, "nbytes", 0) for v in graph.consts.values())
+    return _fold(graph, {}, _Budget(max(LEAST_BUDGET, TIMES * stored)))
 
 
-def _fold(graph: Graph, outer: Mapping[str, Any]) -> Graph:
+def _fold(graph: Graph, outer: Mapping[str, Any], budget: _Budget) -> Graph:
     inputs = set(graph.inputs)
     consts = dict(graph.consts)
     known = {**outer, **{n: v for n, v in consts.items() if n not in inputs}}
@@ -42,9 +53,9 @@ def _fold(graph: Graph, outer: Mapping[str, Any]) -> Graph:
                 known.update(values)
                 pending.extend(reversed(inlined))
                 continue
-        results = None if node.subgraphs_any else _evaluate(node, known)
+        results = None if node.subgraphs_any else _evaluate(node, known, budget)
         if results is None:
-            nodes.append(_fold_inside(node, known))
+            nodes.append(_fold_inside(node, known, budget))
             continue
         for name, value in zip(node.outputs, results):
             if name:
@@ -52,39 +63,41 @@ def _fold(graph: Graph, outer: Mapping[str, Any]) -> Graph:
     return graph.with_(nodes=tuple(nodes), consts=consts, types=types)
 
 
-def _fold_inside(node: Node, known: Mapping[str, Any]) -> Node:
+def _fold_inside(node: Node, known: Mapping[str, Any], budget: _Budget) -> Node:
     if not node.subgraphs_any:
         return node
     attrs = {}
     for key, value in node.attrs.items():
         if isinstance(value, Graph):
-            value = _fold(value, known)
+            value = _fold(value, known, budget)
         elif isinstance(value, tuple) and value and isinstance(value[0], Graph):
-            value = tuple(_fold(v, known) for v in value)
+            value = tuple(_fold(v, known, budget) for v in value)
         attrs[key] = value
     return Node(node.op, node.inputs, node.outputs, attrs, node.name, node.domain, node.version)
 
 
-def _evaluate(node: Node, known: Mapping[str, Any]) -> list[Any] | None:
+def _evaluate(node: Node, known: Mapping[str, Any], budget: _Budget) -> list[np.ndarray] | None:
     op = registry.select(node)
     if op is None or not op.deterministic or any(n and n not in known for n in node.inputs):
         return None
     values = [known[n] if n else None for n in node.inputs]
     try:
-        if op.infer is not None and values and _grows(op, node, values):
+        if op.infer is not None and values and _too_large(op, node, values, budget):
             return None
         results = op.call(Context(node, lambda graph, inputs: []), values)
     except MiniferError:
         return None  # the run reports it, if the node runs at all
-    return results if all(r is not None for r, n in zip(results, node.outputs) if n) else None
+    made = [np.asarray(r) for r in results if isinstance(r, np.ndarray | np.generic)]
+    budget.left -= sum(r.nbytes for r in made)
+    return made if len(made) == len(results) else None  # a file could not hold a sequence
 
 
-def _grows(op: registry.Op, node: Node, values: list[Any]) -> bool:
-    from minifer.ir import type_of_value
-
+def _too_large(op: registry.Op, node: Node, values: list[Any], budget: _Budget) -> bool:
     assert op.infer is not None
     kinds = op.infer(Call(node, [None if v is None else type_of_value(v) for v in values], values))
     listed = kinds if isinstance(kinds, list | tuple) else [kinds]
-    made = sum(int(np.prod(k.dims)) for k in listed if isinstance(k, TensorType) and k.concrete)
+    known = [k for k in listed if isinstance(k, TensorType) and k.concrete]
+    made = sum(math.prod(k.dims) for k in known)
+    size = sum(math.prod(k.dims) * max(1, dtypes.bits(k.dtype) // 8) for k in known)
     given = sum(v.size for v in values if isinstance(v, np.ndarray))
-    return made > LIMIT and made > 4 * given
+    return size > budget.left or (made > LIMIT and made > 4 * given)

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from minifer import dtypes
-from minifer.errors import ShapeError
+from minifer.errors import MiniferError, ShapeError
 from minifer.ir import Graph, Node, TensorType, Type, type_of_value
 from minifer.ops import registry
 from minifer.ops.registry import CHANNELS_LAST, PLAIN, Call, Context, Declined, Op
 from minifer.passes.inline import inline_branch
 from minifer.plan import arena
+from minifer.plan.ceiling import Ceiling
 from minifer.plan.layout import convert
 from minifer.plan.plan import (
     FIRST_ARRAY,
@@ -58,6 +59,7 @@ class Scope:
     native: bool = True
     threads: int = 1  # the most that a run will use: sizes scratch that each thread has for itself
     packed: Packed = field(default_factory=Packed)
+    ceiling: Ceiling = field(default_factory=Ceiling)
     dynamic: set[int] = field(default_factory=set)  # nodes whose types were planned wrongly once: ask the run
     uses: dict[str, list[int]] = field(default_factory=dict)
 
@@ -85,6 +87,7 @@ class Planner:
         self.where: dict[str, dict[str, Slot]] = {}  # name -> layout -> slot
         self.writers: dict[str, Node] = {}  # tensor -> the node whose kernels wrote it
         self.steps: list[Step] = []
+        self.converted: list[tuple[int, str, str]] = []  # (steps after it, name, layout) of each layout change
         self.done: set[int] = set()  # nodes absorbed by an earlier one
         self.inputs: dict[str, int] = {}
         self.fresh: list[Buffer] = []
@@ -155,10 +158,8 @@ class Planner:
         if layout not in held:
             source = next(iter(held.values()))
             made = convert(self, source, layout, self.writers.get(name, self.scope.nodes[self.index]))
-            if name in self._const_slots:
-                self.where[name] = {**held, layout: made}
-            else:
-                held[layout] = made
+            self.where[name] = {**held, layout: made}
+            self.converted.append((len(self.steps), name, layout))
             return made
         return held[layout]
 
@@ -175,6 +176,13 @@ class Planner:
         writes = tuple(a for n, a in slots if n in kernel.outputs)
         node = node or self.scope.nodes[self.index]
         self.steps.append(KernelStep(kernel, tuple(arguments), node, reads, writes))
+
+    def undo(self, mark: int) -> None:
+        """Take back the steps from `mark` on, and the layouts that they made."""
+        del self.steps[mark:]
+        while self.converted and self.converted[-1][0] > mark:
+            _, name, layout = self.converted.pop()
+            self.where.get(name, {}).pop(layout, None)
 
     # -- one node -----------------------------------------------------------------------------------------
 
@@ -196,7 +204,7 @@ class Planner:
         op = registry.select(node)
         assert op is not None, node.label
         captured = list(dict.fromkeys(n for g in node.subgraphs for n in g.captured()))
-        if node.op == "If" and not node.domain and node.inputs[0] in self.known:
+        if node.op == "If" and not node.domain and node.inputs[0] in self.known and not ask_the_run:
             return self._take_branch(node)
         if op.deterministic and self._fold(op, node, captured):
             return False
@@ -245,7 +253,7 @@ class Planner:
             self.set_known(name, value)
         for inner in nodes:
             if self.visit(inner):  # a stage cannot end inside a branch: run the If itself by reference
-                del self.steps[mark:]
+                self.undo(mark)
                 for name in node.outputs:
                     self.where.pop(name, None)
                 captured = tuple(n for g in node.subgraphs for n in g.captured())
@@ -278,6 +286,7 @@ class Planner:
             return [None] * count
         kinds = op.infer(call)
         listed = list(kinds) if isinstance(kinds, list | tuple) else [kinds]
+        self.scope.ceiling.check_types(call, listed)
         return (listed + [None] * count)[:count]  # type: ignore[return-value]
 
     def _infer_graph(self, graph: Graph, types: Sequence[Type | None]) -> list[Type | None]:
@@ -304,9 +313,14 @@ class Planner:
         low = Lowering(self, node, call)
         mark = len(self.steps)
         assert op.lower is not None
-        result = op.lower(low)
+        try:
+            result = op.lower(low)
+        except MiniferError as error:  # the reference says it, or does it
+            result = Declined(str(error))
+        except Exception as error:  # an attribute that no valid model has: what it means is for the reference to say
+            result = Declined(f"its lowering failed ({type(error).__name__}: {error})")
         if isinstance(result, Declined):
-            del self.steps[mark:]
+            self.undo(mark)
             return result
         missing = [n for i, n in enumerate(low.outputs) if n and n not in low.written]
         assert not missing, f"the lowering of {node.label} did not write {missing}"

@@ -7,6 +7,7 @@ one array: an input, a value made by a Python step, or an output.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +113,11 @@ class Plan:
     types: dict[str, Type] = field(default_factory=dict)
     consts: list[np.ndarray] = field(default_factory=list)  # keeps alive what records point to
     dynamic: bool = False  # ends with a step whose result types only the run tells
+
+    def held_bytes(self) -> int:
+        """Bytes that a run of the stage allocates: the arena, outputs, results of Python steps."""
+        made = [b for step in self.python_steps() for b in step.buffers if b is not None]
+        return self.arena_bytes + sum(math.prod(s) * d.itemsize for _, d, s in self.fresh) + sum(b.nbytes for b in made)
 
     def native_steps(self) -> int:
         """How many steps run as kernels."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from minifer.ir import Graph, Type, type_of_value
+from minifer.ir import Graph, TensorType, Type, type_of_value
 from minifer.ops import registry
 from minifer.ops.registry import Call, Context
 
@@ -42,8 +43,11 @@ def infer_types(
             values[node.outputs[0]] = value
             types[node.outputs[0]] = type_of_value(value)
             continue
+        kinds = op.infer(call) if op.infer is not None else None
+        listed = kinds if isinstance(kinds, list | tuple) else [kinds]
         complete = all(v is not None for v, n in zip(inputs, node.inputs) if n)
-        if complete and op.deterministic and not node.subgraphs and all(_small(v) for v in inputs if v is not None):
+        small = all(_small(v) for v in inputs if v is not None) and not any(map(_large, listed))
+        if complete and op.deterministic and not node.subgraphs_any and small:
             results = op.call(Context(node, lambda sub, args: []), inputs)
             for name, value in zip(node.outputs, results):
                 if name and value is not None:
@@ -51,8 +55,6 @@ def infer_types(
                     if _small(value):
                         values[name] = value
             continue
-        kinds = op.infer(call) if op.infer is not None else None
-        listed = kinds if isinstance(kinds, list | tuple) else [kinds]
         for name, kind in zip(node.outputs, listed):
             if name and kind is not None:
                 types[name] = kind
@@ -75,6 +77,10 @@ def infer_graph(
             types.pop(name, None)
     found, _ = infer_types(graph, types, {k: v for k, v in known.items() if k not in graph.inputs})
     return [found.get(n, graph.types.get(n)) for n in graph.outputs]
+
+
+def _large(kind: Type | None) -> bool:
+    return isinstance(kind, TensorType) and kind.concrete and math.prod(kind.dims) > SMALL
 
 
 def _small(value: Any) -> bool:

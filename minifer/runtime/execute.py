@@ -18,12 +18,13 @@ import numpy as np
 
 from minifer import dtypes
 from minifer.errors import InputError, LimitError, MiniferError
-from minifer.ir import Graph, SequenceType, TensorType, Type, type_of_value
+from minifer.ir import Graph, SequenceType, SparseTensor, TensorType, Type, type_of_value
 from minifer.ops import registry
-from minifer.ops.registry import Context
+from minifer.ops.registry import Call, Context
+from minifer.plan.ceiling import Ceiling
 from minifer.plan.lower import Packed, Planner, Scope
 from minifer.plan.plan import ARENA, KernelStep, Plan, PythonStep, Slot
-from minifer.runtime.records import Table, build_tables
+from minifer.runtime.records import Table, build_tables, ensure_kernels
 
 PLANS_KEPT = 64  # plans per graph and per stage
 VALUES_KEPT = 4  # values of a scalar integer input that get plans of their own
@@ -39,8 +40,32 @@ STATUS = {
 class Limits:
     """What a session may use at most; None: no limit."""
 
-    max_bytes: int | None = None  # arena and outputs of one stage
-    max_seconds: float | None = None  # of one run; checked between stages and Python steps
+    max_bytes: int | None = None  # what one stage holds: arena, outputs, results of Python steps; None: what there is
+    max_seconds: float | None = None  # of one run; checked between native calls and in every turn of a loop
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_seconds"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value >= 0):
+                raise InputError(f"the limit {name} must be a number from 0, or None for no limit, not {value!r}")
+
+
+class Clock:
+    """How long a run may still take. The bodies of loops share the clock of the run."""
+
+    def __init__(self, seconds: float | None):
+        self.seconds = seconds
+        self.end = None if seconds is None else time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raise LimitError where the time is over."""
+        if self.end is not None and time.monotonic() > self.end:
+            raise LimitError(f"the run took longer than max_seconds={self.seconds}: raise it, or use smaller inputs")
+
+    def pause(self, seconds: float) -> None:
+        """Do not count so many seconds (building kernels, which happens once)."""
+        if self.end is not None:
+            self.end += seconds
 
 
 @dataclass
@@ -70,7 +95,10 @@ class Workspaces:
                 best = min(fitting, key=lambda w: w.nbytes)
                 self._free = [w for w in self._free if w is not best]
                 return best
-        raw = np.empty(nbytes + 64, np.uint8)
+        try:
+            raw = np.empty(nbytes + 64, np.uint8)
+        except MemoryError:
+            raise LimitError(f"a run needs {nbytes:,} bytes of workspace, which this machine cannot give") from None
         start = -raw.ctypes.data % 64
         return raw[start : start + nbytes]
 
@@ -136,13 +164,15 @@ class Executor:
         self._values: dict[str, set[Any]] | None = {} if specialise else None
         self.settings = settings
         self.known = {**(known or {}), **graph.consts}
-        self.scope = Scope(graph, graph.nodes, self._run_known, settings.native, settings.threads, Packed())
+        ceiling = Ceiling(settings.limits.max_bytes)
+        self.scope = Scope(graph, graph.nodes, self._run_known, settings.native, settings.threads, Packed(), ceiling)
+        self._clock = Clock(None)  # of the run that is planning now
         self.stages: OrderedDict[Any, Stage] = OrderedDict()
         self._lock = threading.RLock()
 
     # -- planning -----------------------------------------------------------------------------------------
 
-    def stage_for(self, feeds: Mapping[str, Any]) -> Stage:
+    def stage_for(self, feeds: Mapping[str, Any], clock: Clock | None = None) -> Stage:
         """The first stage for these inputs (and captured values)."""
         fixed = self._fixed(feeds) if self._values is not None else {}
         key = tuple((n, fixed[n].tobytes() if n in fixed else None, key_of(v)) for n, v in feeds.items())
@@ -155,7 +185,7 @@ class Executor:
                 types.setdefault(name, type_of_value(value))
             known = {n: v for n, v in self.known.items() if n not in feeds}
             known.update((n, v.copy()) for n, v in fixed.items())
-            return self._keep(self.stages, key, self._make(0, types, known))
+            return self._keep(self.stages, key, self._make(0, types, known, clock))
 
     def _fixed(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The inputs whose values the plan may take for granted."""
@@ -170,7 +200,7 @@ class Executor:
                         found[name] = value
         return found
 
-    def _next_stage(self, stage: Stage, env: Mapping[str, Any]) -> Stage:
+    def _next_stage(self, stage: Stage, env: Mapping[str, Any], clock: Clock) -> Stage:
         names = [n for n, s in stage.plan.outputs if s == n]
         key = tuple(key_of(env[n]) for n in names)
         found = stage.following.get(key)
@@ -178,7 +208,7 @@ class Executor:
             return found
         with self._lock:
             types = {**stage.types, **{n: loose_type(env[n]) for n in names}}
-            return self._keep(stage.following, key, self._make(stage.end, types, stage.known))
+            return self._keep(stage.following, key, self._make(stage.end, types, stage.known, clock))
 
     def _keep(self, table: OrderedDict[Any, Stage], key: Any, stage: Stage) -> Stage:
         table[key] = stage
@@ -186,12 +216,13 @@ class Executor:
             table.popitem(last=False)
         return stage
 
-    def _make(self, start: int, types: Mapping[str, Type], known: Mapping[str, Any]) -> Stage:
+    def _make(self, start: int, types: Mapping[str, Type], known: Mapping[str, Any], clock: Clock | None) -> Stage:
+        self._clock = clock or Clock(self.settings.limits.max_seconds)
         plan, end = Planner(self.scope, start, types, known).plan()
-        limit = self.settings.limits.max_bytes
-        need = plan.arena_bytes + sum(int(np.prod(s, dtype=np.int64)) * d.itemsize for _, d, s in plan.fresh)
-        if limit is not None and need > limit:
-            raise LimitError(f"the run needs {need} bytes and max_bytes is {limit}: raise it, or use smaller inputs")
+        self.scope.ceiling.check(plan.held_bytes(), "the run")
+        began = time.monotonic()
+        ensure_kernels(plan)
+        self._clock.pause(time.monotonic() - began)
         stage_known = {**known, **plan.known}
         last_use = self.scope.last_use
         stage_known = {n: v for n, v in stage_known.items() if last_use(n) >= end}
@@ -201,45 +232,47 @@ class Executor:
     def _run_known(self, graph: Graph, inputs: Sequence[Any], outer: Mapping[str, Any]) -> list[Any]:
         """Run a subgraph while planning (constant folding), by references alone."""
         settings = Settings(native=False, limits=self.settings.limits)
-        return Executor(graph, settings, outer).run(dict(zip(graph.inputs, inputs)))
+        return Executor(graph, settings, outer).run(dict(zip(graph.inputs, inputs)), self._clock)
 
     # -- running ------------------------------------------------------------------------------------------
 
-    def run(self, feeds: Mapping[str, Any]) -> list[Any]:
+    def run(self, feeds: Mapping[str, Any], clock: Clock | None = None) -> list[Any]:
         """Values of the graph's outputs. `feeds` holds an entry for every input (and captured value)."""
+        clock = clock or Clock(self.settings.limits.max_seconds)
+        asked: set[int] = set()
         while True:
             try:
-                return self._run(feeds)
+                return self._run(feeds, clock)
             except WrongType as wrong:  # plan again, with that node asked at run time
+                if wrong.index in asked:
+                    node = self.scope.nodes[wrong.index]
+                    raise MiniferError(f"{node.label} gives another type than was planned, again and again") from None
+                asked.add(wrong.index)
                 with self._lock:
-                    if wrong.index in self.scope.dynamic:
-                        raise
-                    self.scope.dynamic.add(wrong.index)
-                    self.stages.clear()
+                    if wrong.index not in self.scope.dynamic:  # else another thread has met it first
+                        self.scope.dynamic.add(wrong.index)
+                        self.stages.clear()
 
-    def _run(self, feeds: Mapping[str, Any]) -> list[Any]:
-        began = time.monotonic()
+    def _run(self, feeds: Mapping[str, Any], clock: Clock) -> list[Any]:
         env = dict(feeds)
-        stage = self.stage_for(feeds)
+        stage = self.stage_for(feeds, clock)
         owned: set[int] = set()  # id of arrays that nobody else holds
         while True:
-            self._run_stage(stage, env, owned, began)
+            self._run_stage(stage, env, owned, clock)
             if stage.end >= len(self.scope.nodes):
                 break
-            stage = self._next_stage(stage, env)
+            stage = self._next_stage(stage, env, clock)
         results = []
         for name in self.graph.outputs:
             value = env[name] if name in env else stage.known[name] if name in stage.known else self.known[name]
-            if isinstance(value, np.ndarray | np.generic):
-                if id(value) not in owned:
-                    value = np.array(value)
-                owned.discard(id(value))
-            elif isinstance(value, list):
-                value = [np.array(v) if isinstance(v, np.ndarray) else v for v in value]
+            if id(value) not in owned:
+                value = _fresh(value)
+            owned.discard(id(value))
             results.append(value)
         return results
 
-    def _run_stage(self, stage: Stage, env: dict[str, Any], owned: set[int], began: float) -> None:
+    def _run_stage(self, stage: Stage, env: dict[str, Any], owned: set[int], clock: Clock) -> None:
+        clock.check()
         plan = stage.plan
         arrays: dict[int, np.ndarray] = {}
         bases = np.zeros(plan.bases, np.int64)
@@ -247,10 +280,12 @@ class Executor:
             array = _contiguous(env[name])
             arrays[base] = array
             bases[base] = _address(array)
+        fresh = set()
         for base, dtype, shape in plan.fresh:
             array = np.empty(shape, dtype)
             arrays[base] = array
             bases[base] = _address(array)
+            fresh.add(base)
         arena = self.settings.workspaces.take(plan.arena_bytes)
         bases[ARENA] = _address(arena)
         arrays[ARENA] = arena
@@ -258,16 +293,15 @@ class Executor:
         try:
             for part in stage.parts:
                 if isinstance(part, PythonStep):
-                    self._check_time(began)
-                    self._python_step(stage, part, env, objects, arrays, bases)
+                    self._python_step(stage, part, env, objects, arrays, bases, clock)
                 else:
                     self._native_part(part, bases, arrays)
+                clock.check()
             for name, source in plan.outputs:
                 if isinstance(source, Slot):
                     value = _view(source, arrays)
-                    if source.buffer.kind == "array" and value is arrays[source.buffer.base]:
-                        if value.flags.owndata and value.flags.writeable and name not in plan.inputs:
-                            owned.add(id(value))
+                    if source.buffer.base in fresh and value is arrays[source.buffer.base]:
+                        owned.add(id(value))
                     elif source.buffer.kind == "arena":
                         value = value.copy()
                         owned.add(id(value))
@@ -276,11 +310,6 @@ class Executor:
                 env[name] = value
         finally:
             self.settings.workspaces.give(arena)
-
-    def _check_time(self, began: float) -> None:
-        limit = self.settings.limits.max_seconds
-        if limit is not None and time.monotonic() - began > limit:
-            raise LimitError(f"the run took longer than max_seconds={limit}")
 
     def _native_part(self, table: Table, bases: np.ndarray, arrays: dict[int, np.ndarray]) -> None:
         trace, on_step = self.settings.trace, self.settings.on_step
@@ -301,7 +330,7 @@ class Executor:
                 trace(step.node, step.kernel, end - start, [_view(s, arrays) for s in step.writes])
 
     def _python_step(self, stage: Stage, step: PythonStep, env: dict[str, Any], objects: dict[str, Any],
-                     arrays: dict[int, np.ndarray], bases: np.ndarray) -> None:  # fmt: skip
+                     arrays: dict[int, np.ndarray], bases: np.ndarray, clock: Clock) -> None:  # fmt: skip
         def value_of(source: Slot | str | None) -> Any:
             if source is None:
                 return None
@@ -322,12 +351,14 @@ class Executor:
             feeds = dict(zip(graph.inputs, values))
             needed = graph.captured()
             feeds.update((n, value_of(s)) for n, s in step.captured if n in needed)
-            return inner.run(feeds)
+            return inner.run(feeds, clock)
 
         op = registry.select(step.node)
         assert op is not None
+        if None in step.types:
+            self._check_result(op, step, inputs)
         start = time.perf_counter()
-        results = op.call(Context(step.node, run_inner), inputs)
+        results = op.call(Context(step.node, run_inner, self._hold), inputs)
         seconds = time.perf_counter() - start
         arena = arrays[ARENA]
         for name, kind, buffer, value in zip(step.outputs, step.types, step.buffers, results):
@@ -345,6 +376,18 @@ class Executor:
             self.settings.on_step(step, start, time.perf_counter())
         if self.settings.trace is not None:
             self.settings.trace(step.node, None, seconds, results)
+
+
+    def _check_result(self, op: registry.Op, step: PythonStep, inputs: Sequence[Any]) -> None:
+        """Raise LimitError where what data ask for is too large; only now are they known."""
+        if op.infer is None or step.node.subgraphs_any:
+            return
+        call = Call(step.node, [None if v is None else loose_type(v) for v in inputs], inputs)
+        kinds = op.infer(call)
+        self.scope.ceiling.check_types(call, kinds if isinstance(kinds, list | tuple) else [kinds])
+
+    def _hold(self, nbytes: int) -> None:
+        self.scope.ceiling.check(nbytes, "what a loop has gathered")
 
 
 def kernel_error(step: KernelStep, status: int) -> MiniferError:
@@ -378,6 +421,19 @@ def _view(slot: Slot, arrays: Mapping[int, np.ndarray]) -> np.ndarray:
         return array
     flat = array.reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)
     return flat[start : start + slot.size * dtype.itemsize].view(dtype).reshape(slot.shape)
+
+
+def _fresh(value: Any) -> Any:
+    """A copy that shares no memory with the value."""
+    if isinstance(value, np.ndarray | np.generic):
+        return np.array(value)
+    if isinstance(value, list):
+        return [_fresh(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _fresh(v) for k, v in value.items()}
+    if isinstance(value, SparseTensor):
+        return SparseTensor(np.array(value.values), np.array(value.indices), value.shape)
+    return value
 
 
 def _safe(value: Any, arena: np.ndarray) -> Any:

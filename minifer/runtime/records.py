@@ -40,13 +40,17 @@ class Table:
         return (int(block[runner.FAILED]), status) if status else None
 
 
-def build_tables(plan: Plan) -> list[Table | PythonStep]:
-    """The parts of a plan in order: a table for each run of kernel steps, Python steps between them."""
+def ensure_kernels(plan: Plan) -> None:
+    """Load the kernels of a plan, building those that are missing."""
     kernels = list(dict.fromkeys(s.kernel for s in plan.steps if isinstance(s, KernelStep)))
     if kernels:
         from minifer.codegen import library
 
         library.ensure(kernels)
+
+
+def build_tables(plan: Plan) -> list[Table | PythonStep]:
+    """The parts of a plan in order: a table for each run of kernel steps, Python steps between them."""
     parts: list[Table | PythonStep] = []
     pending: list[KernelStep] = []
     for step in plan.steps:

@@ -185,6 +185,13 @@ def peak_bytes() -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
+def _pickled(answer: dict[str, Any]) -> bytes:
+    try:
+        return pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        return pickle.dumps({"error": f"the answer cannot be sent: {error}"})
+
+
 def main() -> None:
     """Serve the engine that the command line names, until told to finish or the other side goes."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
@@ -196,7 +203,7 @@ def main() -> None:
         except (EOFError, KeyboardInterrupt):
             return
         last = command["do"] == "finish"
-        pickle.dump(server.answer(command), answers, protocol=pickle.HIGHEST_PROTOCOL)
+        answers.write(_pickled(server.answer(command)))
         answers.flush()
         if last:
             return

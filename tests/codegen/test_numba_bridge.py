@@ -1,4 +1,4 @@
-"""The private parts of Numba that minifer stands on: if a new Numba fails here, mend minifer/codegen/numba_bridge.py."""
+"""The private parts of Numba that minifer stands on: if a new one fails here, mend minifer/codegen/numba_bridge.py."""
 
 from __future__ import annotations
 

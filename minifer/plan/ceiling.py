@@ -1,0 +1,63 @@
+"""How much memory one stage of a run may take: a limit of the caller's, or what the machine has."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minifer import dtypes
+from minifer.errors import LimitError
+from minifer.ir import TensorType
+from minifer.ops.registry import Call
+
+_LARGEST = 1 << 62  # bytes that an array may be said to have at all
+
+
+@functools.cache
+def machine_bytes() -> int:
+    """The memory of this machine, or of the control group that the process runs in; what no machine has if unknown."""
+    found = [1 << 46]
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path, encoding="ascii") as file:
+                found.append(int(file.read()))
+        except (OSError, ValueError):
+            continue
+    return min(n for n in found if n > 0)
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The most bytes that one stage may hold; None: as many as the machine has."""
+
+    max_bytes: int | None = None
+
+    def check(self, need: int, who: str) -> None:
+        """Raise LimitError where `need` bytes are too many. `who` begins the message."""
+        if self.max_bytes is not None and need > self.max_bytes:
+            why = f"max_bytes is {self.max_bytes:,}: raise it, or use smaller inputs"
+        elif need > machine_bytes():
+            why = f"this machine has {machine_bytes():,}: use smaller inputs"
+        else:
+            return
+        raise LimitError(f"{who} needs {need:,} bytes and {why}")
+
+    def check_types(self, call: Call, kinds: Sequence[Any]) -> None:
+        """Raise ShapeError for a negative dimension among concrete result types, LimitError for one too large."""
+        for kind in kinds:
+            if isinstance(kind, TensorType) and kind.concrete and kind.dims:
+                if min(kind.dims) < 0:
+                    raise call.fail(f"the result would have the shape {list(kind.dims)}, and a size cannot be negative")
+                each = max(1, dtypes.bits(kind.dtype) // 8) if kind.dtype != "string" else 8
+                need = math.prod(kind.dims) * each
+                if math.prod(d for d in kind.dims if d) * each > _LARGEST:  # NumPy refuses it, empty as it may be
+                    need = _LARGEST
+                if need > 1 << 20:  # the text costs more than the check
+                    self.check(need, f"{call.fail('')!s}the result {kind}")
