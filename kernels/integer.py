@@ -451,7 +451,7 @@ def convolution(T, B, Z, finish) -> KernelSpec:
     """Make the kernel with results of element type T; B is the type of its bias, Z that of its zero point."""
 
     def body(
-        x: ptr_i16, weight: ptr_i8, zeros: ptr_i32, bias: Pointer(B), factors: ptr_f32, shift: Pointer(Z),
+        x: ptr_i16, weight: ptr_i16, zeros: ptr_i32, bias: Pointer(B), factors: ptr_f32, shift: Pointer(Z),
         y: Pointer(T), table: ptr_i64, work: ptr_i32, g: ptr_i64, has_zero: i64, has_bias: i64, step: i64,
         tid: i64, nthreads: i64,
     ):  # fmt: skip

@@ -30,7 +30,7 @@ from minifer.kernels.simd import (
     vstore_part,
 )
 from minifer.kernels.spec import KernelSpec, Pointer, kernel, ptr_f32
-from minifer.kernels.sums import column_totals, four_column_totals, row_total
+from minifer.kernels.sums import column_totals, first_lanes, four_column_totals, row_total
 
 PLAIN, ABSOLUTE, SQUARE = 0, 1, 2  # what is summed
 KEEP, ROOT, LOGARITHM = 0, 1, 2  # what is done with the sum
@@ -156,7 +156,7 @@ def plain_reduction(name, T, start, combine, lift, meaning, power_=True):
             "n": n,
             "inner": inner,
             "power": power,
-            "divisor": int(rng.integers(1, 9)),
+            "divisor": int(rng.integers(1, 9)) if power_ else 1,
         }
 
     def reference(x, y, outer, n, inner, power, divisor):
@@ -361,11 +361,9 @@ def reduce_log_sum_exp_f32(x: ptr_f32, y: ptr_f32, outer: i64, n: i64, inner: i6
             while i + w <= n:
                 total = total + vconvert(exp(vload(source, i) - top), f64)
                 i += w
-            rest = hsum(total)
-            while i < n:
-                rest = rest + f64(exp(source[i] - top))
-                i += 1
-            y[unit] = log(f32(rest)) + top
+            rest = first_lanes(exp(vload_part(source, i, n - i) - top), n - i)
+            whole = vconvert(vsplat(f64, hsum(total + vconvert(rest, f64))), f32)
+            y[unit] = log(whole)[0] + top
         else:
             count = min(w, inner - first)
             vstore_part(y, unit // pieces * inner + first, shifted_log_sum(source, n, inner, count), count)

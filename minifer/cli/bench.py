@@ -87,15 +87,23 @@ def report_lines(report: Report, models: Mapping[str, Mapping[str, Any]]) -> lis
         lines += ["", f"{model}  {', '.join(f'{n} {type_of_value(v)}' for n, v in feeds.items())}"]
         measured = [r for r in rows if r.status == "ok"]
         lines += table([HEADINGS, *map(row, measured)], right=(0, *range(2, len(HEADINGS)))) if measured else []
-        lines += [f"{r.threads} thread{'s' if r.threads > 1 else ''}, {r.engine}: {r.message}" for r in rows if r.message]
+        lines += [f"{threads_text(r.threads)}, {r.engine}: {r.message}" for r in rows if r.message]
         lines += [
-            f"{r.threads} thread{'s' if r.threads > 1 else ''}: the outputs of {r.engine} DIFFER from minifer's"
-            for r in rows if disagrees(r)
-        ]  # fmt: skip
+            f"{threads_text(r.threads)}: the outputs of {r.engine} DIFFER from minifer's" for r in rows if disagrees(r)
+        ]
     if about["load"] is not None and about["load"] > 0.5:
         lines += ["", f"note: the load was {about['load']} on {about['cpus']} CPUs when this began. Other work disturbs"
                   " the figures."]  # fmt: skip
+    if not about["bytecode"]:
+        lines += ["", "note: Python keeps no compiled modules of minifer here (PYTHONDONTWRITEBYTECODE, or a read-only"
+                  " folder):", "each process compiles them anew, so load and cold start take far longer than they"
+                  " should."]  # fmt: skip
     return lines
+
+
+def threads_text(count: int) -> str:
+    """1 -> "1 thread"."""
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 HEADINGS = ("threads", "engine", "median ms", "min ms", "minifer/it", "of min", "load ms", "first run ms",

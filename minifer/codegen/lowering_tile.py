@@ -353,8 +353,9 @@ def _tile_dot4_i32(context, acc, rows, p, b):
 
 def _dot_rule(context, steps: int, acc, rows, p, b):
     tile = integer_tile_type(context)
-    right = isinstance(rows, RowsType) and rows.element == types.int16 and b == PointerType(types.int8)
-    if acc != tile or not right or not is_integer(p):
+    left = isinstance(rows, RowsType) and rows.element == types.int16
+    right = b in (PointerType(types.int8), PointerType(types.int16))
+    if acc != tile or not left or not right or not is_integer(p):
         return None
 
     def run(builder, values):
@@ -362,20 +363,20 @@ def _dot_rule(context, steps: int, acc, rows, p, b):
         for step in range(steps):
             at = builder.add(column, I64(2 * step)) if step else column
             part = builder.gep(panel, [I64(2 * step * tile.vectors * tile.lanes)])
-            result = _dot(context, builder, tile, result, rows_value, at, part)
+            result = _dot(context, builder, tile, result, rows_value, at, part, b.element)
         return result
 
     return tile, (tile, rows, types.int64, b), run
 
 
-def _dot(context, builder, tile: TileType, acc, rows, p, b):
+def _dot(context, builder, tile: TileType, acc, rows, p, b, element):
     """acc + columns p and p + 1 of the rows times two rows of the panel, which lie interleaved at b."""
     pairs = 2 * tile.lanes
     wide = ir.VectorType(ir.IntType(16), pairs)
     panel = []
     for j in range(tile.vectors):
-        narrow = load_vector(builder, b, I64(j * pairs), VectorType(types.int8, pairs))
-        panel.append(builder.sext(narrow, wide))
+        loaded = load_vector(builder, b, I64(j * pairs), VectorType(element, pairs))
+        panel.append(loaded if element == types.int16 else builder.sext(loaded, wide))
     for i in range(tile.rows):
         place = builder.gep(builder.extract_value(rows, i), [p])
         pair = builder.load(builder.bitcast(place, I32.as_pointer()))

@@ -20,6 +20,8 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -214,13 +216,11 @@ def _wanted_type(name: str, default: Any) -> tuple[type, ...]:
     """The types that an attribute may have, the proper one first, by the default that it has in the reference."""
     if name in ("body", "then_branch", "else_branch"):
         return (Graph,)
-    if isinstance(default, int):
-        return (int,)
-    if isinstance(default, float):
-        return (float, int)
+    if isinstance(default, int | float):
+        return (int, float)
     if isinstance(default, str):
         return (str, bytes)
-    return (tuple,) if isinstance(default, tuple) else (object,)
+    return (tuple, list) if isinstance(default, tuple) else (object,)
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -263,39 +263,80 @@ def _guarded(rule: Callable[[Call], Any]) -> Callable[[Call], Any]:
 
 
 _TABLE: dict[tuple[str, str], list[Op]] = {}
+_USER: dict[tuple[str, str, int], Op] = {}  # registered from outside minifer.ops: they win
+_FOUND: dict[tuple[str, str], set[str]] = {}  # modules that registered an operator
+_catalogue: dict[tuple[str, str], list[str]] | None = None
+_module = ""  # of minifer.ops, while it is imported
 _loaded = False
+_lock = threading.RLock()
 
 
 def register(op: Op) -> Op:
     """Add an operator; users register their own with the same call. A later entry for the same
-    (domain, name, since) replaces the earlier one."""
-    entries = _TABLE.setdefault((op.domain, op.name), [])
+    (domain, name, since) replaces the earlier one; what a user registers replaces what minifer has."""
+    key = (op.domain, op.name)
+    home = _module or sys._getframe(1).f_globals.get("__name__", "")
+    if _module or home.startswith("minifer.ops."):
+        _FOUND.setdefault(key, set()).add(home.removeprefix("minifer.ops."))
+        op = _USER.get((*key, op.since), op)
+    else:
+        _USER[(*key, op.since)] = op
+    entries = _TABLE.setdefault(key, [])
     entries[:] = sorted([e for e in entries if e.since != op.since] + [op], key=lambda e: e.since)
     return op
 
 
+def _import(name: str) -> None:
+    """Import one module of minifer.ops; what it registers is noted as its own."""
+    global _module
+    before, _module = _module, name
+    try:
+        importlib.import_module(f"minifer.ops.{name}")
+    finally:
+        _module = before
+
+
 def _load() -> None:
-    global _loaded
-    if not _loaded:
+    """Import all operators."""
+    global _loaded, _catalogue
+    with _lock:
+        if _loaded:
+            return
         import minifer.ops as package
+        from minifer.ops import catalogue
 
+        for module in pkgutil.iter_modules(package.__path__):
+            _import(module.name)
         _loaded = True
+        catalogue.write(package.__path__[0], _FOUND)
 
-        user = {key: list(entries) for key, entries in _TABLE.items()}
-        try:
-            for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"minifer.ops.{module.name}")
-        except BaseException:
-            _loaded = False
-            raise
-        for entries in user.values():  # what the user registered first still wins
-            for op in entries:
-                register(op)
+
+def _load_one(domain: str, name: str) -> None:
+    """Import the modules that hold an operator; all modules where that is not known."""
+    global _catalogue
+    with _lock:
+        if _catalogue is None:
+            import minifer.ops as package
+            from minifer.ops import catalogue
+
+            _catalogue = catalogue.read(package.__path__[0])
+        modules = _catalogue.get((domain, name))
+        if modules is None:
+            _load()
+            return
+        for module in modules:
+            if f"minifer.ops.{module}" not in sys.modules:
+                _import(module)
+        _ready.add((domain, name))
+
+
+_ready: set[tuple[str, str]] = set()  # operators whose modules are imported
 
 
 def find(domain: str, name: str, version: int) -> Op | None:
     """The entry for an operator at an opset version of its domain, or None."""
-    _load()
+    if not _loaded and (domain, name) not in _ready:
+        _load_one(domain, name)
     entries = [e for e in _TABLE.get((domain, name), ()) if e.since <= version]
     return entries[-1] if entries else None
 

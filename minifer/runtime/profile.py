@@ -58,7 +58,8 @@ class StepProfile:
     def shapes(self) -> str:
         """What goes in and what comes out."""
         left = ", ".join(self.inputs) + (f" * {self.weights}" if self.weights else "")
-        return f"{left} -> {', '.join(self.outputs[:1])}{', ...' if len(self.outputs) > 1 else ''}"
+        more = ", ..." if len(self.outputs) > 1 else ""
+        return f"{left} -> {self.outputs[0] if self.outputs else '?'}{more}"
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,13 @@ class Profile:
         return "\n".join(lines + self._totals())
 
     def _totals(self) -> list[str]:
-        rate = f", {self.flops / 1e6:.4g} MFLOP at {self.flops / self.run_median_ms / 1e6:.1f} GFLOP/s"
+        rate = ""
+        if self.flops and self.run_median_ms:
+            rate = f", {self.flops / 1e6:.4g} MFLOP at {self.flops / self.run_median_ms / 1e6:.1f} GFLOP/s"
         calls = sum(step.calls for step in self.steps if step.kernel != "python")
         lines = [
             f"run   {self.run_median_ms:.4f} ms, min {self.run_min_ms:.4f}: an ordinary run, median of {self.runs}, on "
-            f"{self.threads} thread{'s' if self.threads > 1 else ''}{rate if self.flops and self.run_median_ms else ''}",
+            f"{self.threads} thread{'s' if self.threads > 1 else ''}{rate}",
             f"steps {self.steps_ms:.4f} ms: their sum, {self.call_cost_us:.1f} us for an empty call taken off each of "
             f"{calls:g} native calls (a profiled run takes {self.profiled_ms:.4f} ms)",
         ]
@@ -168,7 +171,8 @@ def profile(run: Callable[[], Any], executor: Executor, runs: int = 20, warmup: 
         costs = {small: _empty_call(settings.threads, small) for small in {small for _, small in facts.values()}}
     return Profile(
         settings.threads, runs, min(ordinary) * 1e3, statistics.median(ordinary) * 1e3,
-        statistics.median(profiled) * 1e3, max(costs.values(), default=0.0) * 1e6, tuple(_steps(recorder, facts, costs)),
+        statistics.median(profiled) * 1e3, max(costs.values(), default=0.0) * 1e6,
+        tuple(_steps(recorder, facts, costs)),
     )  # fmt: skip
 
 
@@ -243,7 +247,7 @@ def _gather(executor: Executor, facts: Facts) -> None:
 
 
 def _types_in(pairs: Any) -> dict[str, Type]:
-    """Types from the keys under which an executor keeps its plans: (dtype, shape) of an array, a type of other values."""
+    """Types from the keys under which an executor keeps its plans: (dtype, shape) of an array, or a type."""
     return {
         name: TensorType(dtypes.from_numpy(kind[0]), kind[1]) if isinstance(kind, tuple) else kind
         for name, kind in pairs
@@ -317,11 +321,12 @@ def _rate(count: float, seconds: float) -> float:
 def _tensors(step: Step, types: Mapping[str, Type]) -> tuple[list[Type], list[Type], list[Type]]:
     """Types of what a step reads (values of the run; constants) and writes."""
     if isinstance(step, KernelStep):
-        held = [[_onnx_type(s) for s in step.reads if (s.buffer.kind == "const") == fixed] for fixed in (False, True)]
-        return held[0], held[1], [_onnx_type(s) for s in step.writes]
-    kinds = [(types.get(name), name in step.known) for name in step.node.inputs if name]
-    read = [[kind for kind, fixed in kinds if kind is not None and fixed == wanted] for wanted in (False, True)]
-    return read[0], read[1], [types[name] for name in step.node.outputs if name in types]
+        read: list[tuple[Type, bool]] = [(_onnx_type(s), s.buffer.kind == "const") for s in step.reads]
+        written: list[Type] = [_onnx_type(s) for s in step.writes]
+    else:
+        read = [(types[name], name in step.known) for name in step.node.inputs if name in types]
+        written = [types[name] for name in step.node.outputs if name in types]
+    return [kind for kind, fixed in read if not fixed], [kind for kind, fixed in read if fixed], written
 
 
 def _onnx_type(slot: Slot) -> TensorType:

@@ -14,6 +14,7 @@ machine which changes its pace between rounds changes the ratio little.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import pickle
@@ -28,10 +29,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from minifer import __version__
 from minifer.errors import InputError, MiniferError
+from minifer.tools.difference import outputs_difference
 
 FORMAT = 1  # of the JSON form; grows when a field changes its meaning or goes
 TOLERANCE = 1e-3  # error of an output, by its largest magnitude, from which two engines are said to disagree
@@ -176,10 +176,10 @@ class Contest:
         """Engines that have not failed."""
         return [name for name, result in self.results.items() if result.status == "ok"]
 
-    def attempt(self, engine: str, what: Callable[[], Any]) -> Any:
-        """`what()`; where that fails the engine is out, and the result None."""
+    def attempt(self, engine: str, what: Callable[..., Any], *arguments: Any) -> Any:
+        """`what(engine, ...)`; where that fails the engine is out, and the result None."""
         try:
-            return what()
+            return what(engine, *arguments)
         except EngineError as error:
             result = self.results[engine]
             result.status, result.message = "missing" if error.missing else "failed", str(error)
@@ -205,7 +205,7 @@ class Contest:
                 return version, worker.ask("outputs")["outputs"]
 
         for i, engine in enumerate(self.standing()):
-            found = self.attempt(engine, lambda engine=engine: outputs(engine))
+            found = self.attempt(engine, outputs)
             if found is not None:
                 self.results[engine].version = found[0]
                 if i == 0:
@@ -227,7 +227,7 @@ class Contest:
         for i in range(self.options.cold_starts):
             for engine in self._in_turn(i):
                 time.sleep(self.options.gap_seconds)
-                found = self.attempt(engine, lambda engine=engine: start_once(engine))
+                found = self.attempt(engine, start_once)
                 if found is not None:
                     times[engine].append(found)
         for engine in self.standing():
@@ -244,17 +244,15 @@ class Contest:
         try:
             for engine in self.standing():
                 workers[engine] = self.open(engine)
-                self.attempt(engine, lambda engine=engine: self._prepare(engine, workers[engine]))
+                self.attempt(engine, self._prepare, workers[engine])
             for i in range(self.options.rounds):
                 for engine in self._in_turn(i):
                     time.sleep(self.options.gap_seconds)
-                    found = self.attempt(engine, lambda engine=engine: self._burst(engine, workers[engine]))
+                    found = self.attempt(engine, self._burst, workers[engine])
                     if found is not None:
                         bursts[engine].append(found)
             for engine in self.standing():
-                found = self.attempt(engine, lambda engine=engine: workers[engine].ask("finish"))
-                if found is not None:
-                    self.results[engine].peak_bytes = found["peak_bytes"] or None
+                self.attempt(engine, self._finish, workers[engine])
         finally:
             for worker in workers.values():
                 worker.__exit__()
@@ -279,6 +277,9 @@ class Contest:
 
     def _burst(self, engine: str, worker: Worker) -> list[float]:
         return worker.ask("burst", runs=self.results[engine].runs, warmup=self.options.warmup)["seconds"]
+
+    def _finish(self, engine: str, worker: Worker) -> None:
+        self.results[engine].peak_bytes = worker.ask("finish")["peak_bytes"] or None
 
     def rate(self) -> None:
         """The first engine's time by each of the others'."""
@@ -324,46 +325,6 @@ def bench(
     return report
 
 
-# ---- the outputs ---------------------------------------------------------------------------------------------------
-
-
-def outputs_difference(got: Mapping[str, Any], want: Mapping[str, Any]) -> float:
-    """The largest `difference` of two sets of outputs: by name, or by position where the names differ."""
-    if len(got) != len(want):
-        return math.inf
-    if set(got) != set(want):
-        return difference(list(got.values()), list(want.values()))
-    return max((difference(got[name], want[name]) for name in want), default=0.0)
-
-
-def difference(got: Any, want: Any) -> float:
-    """The largest difference of two values by the largest magnitude of `want` (absolute where that is 0).
-
-    Infinite where shapes, lengths or keys differ, where one has NaN or infinity and the other has not, and for
-    texts that are not equal. Sequences and maps are compared item by item.
-    """
-    if isinstance(want, Mapping):
-        same = isinstance(got, Mapping) and set(got) == set(want)
-        return max((difference(got[key], want[key]) for key in want), default=0.0) if same else math.inf
-    if isinstance(want, list | tuple):
-        same = isinstance(got, list | tuple) and len(got) == len(want)
-        return max((difference(a, b) for a, b in zip(got, want)), default=0.0) if same else math.inf
-    a, b = np.asarray(got), np.asarray(want)
-    if a.shape != b.shape:
-        return math.inf
-    if a.dtype.kind in "OSU" or b.dtype.kind in "OSU":
-        return 0.0 if a.tolist() == b.tolist() else math.inf
-    kind = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
-    a, b = a.astype(kind), b.astype(kind)
-    fine = np.isfinite(b)
-    if not np.array_equal(a[~fine], b[~fine], equal_nan=True) or not np.isfinite(a[fine]).all():
-        return math.inf
-    if not fine.any():
-        return 0.0
-    largest, gap = np.abs(b[fine]).max(), np.abs(a[fine] - b[fine]).max()
-    return float(gap / largest if largest else gap)
-
-
 # ---- the machine ---------------------------------------------------------------------------------------------------
 
 
@@ -377,7 +338,16 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "load": None if load is None else round(load, 2),
+        "bytecode": _has_bytecode(),
     }
+
+
+def _has_bytecode() -> bool:
+    """True where Python keeps compiled modules of this package; else every process compiles the source anew."""
+    try:
+        return os.path.exists(importlib.util.cache_from_source(__file__))
+    except NotImplementedError:
+        return False
 
 
 def _processor() -> str:

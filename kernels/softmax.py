@@ -1,0 +1,127 @@
+"""Softmax and LogSoftmax along the middle axis of a tensor seen as (outer, n, inner).
+
+y = e**(x - m) / s with m the largest x and s the sum of the exponentials; the logarithm of that is (x - m) - log(s).
+Rows (inner = 1) are read once for m, once for s and once to divide, from the first cache; columns lie side by
+side in vector lanes. About twenty operations an element.
+"""
+
+import numpy as np
+
+from minifer.kernels.mathfn import exp_negative, log
+from minifer.kernels.reduce import row_extreme
+from minifer.kernels.simd import (
+    f32,
+    f64,
+    hsum,
+    lanes,
+    share,
+    vconvert,
+    vload,
+    vload_part,
+    vmax,
+    vsplat,
+    vstore,
+    vstore_part,
+)
+from minifer.kernels.spec import i64, kernel, ptr_f32
+from minifer.kernels.sums import first_lanes
+
+#: vectors added in float32 before they are added to the float64 total
+BLOCK = 64
+
+
+def softmax_reference(x, y, outer, n, inner, logarithm):
+    block = x.reshape(outer, n, inner).astype("d")
+    shifted = block - block.max(1, keepdims=True)
+    total = np.exp(shifted).sum(1, keepdims=True)
+    result = shifted - np.log(total) if logarithm else np.exp(shifted) / total
+    return {"y": result.reshape(y.shape)}
+
+
+def softmax_example(rng, size):
+    outer, n, inner = (int(v) for v in rng.integers(1, (4, 40 * size, 9 * size)))
+    inner = 1 if rng.random() < 0.5 else inner
+    x = (rng.standard_normal((outer, n, inner)) * 10).astype("f")
+    if rng.random() < 0.3:
+        x[rng.random(x.shape) < 0.2] = -np.inf
+    y = np.full_like(x, 7)
+    return {"x": x, "y": y, "outer": outer, "n": n, "inner": inner, "logarithm": int(rng.integers(2))}
+
+
+@kernel(reference=softmax_reference, example=softmax_example, tolerance=1e-6)
+def softmax(x: ptr_f32, y: ptr_f32, outer: i64, n: i64, inner: i64, logarithm: i64, tid: i64, nthreads: i64):
+    """y[o, :, j] = softmax (or its logarithm) of x[o, :, j]; x, y: (outer, n, inner). Error 1e-6, relative."""
+    if inner == 1:
+        for o in range(share(outer, tid, nthreads), share(outer, tid + 1, nthreads)):
+            softmax_row(x + o * n, y + o * n, n, logarithm)
+        return
+    w = lanes(x)
+    pieces = (inner + w - 1) // w
+    for unit in range(share(outer * pieces, tid, nthreads), share(outer * pieces, tid + 1, nthreads)):
+        first = unit % pieces * w
+        at = unit // pieces * n * inner + first
+        softmax_columns(x + at, y + at, n, inner, min(w, inner - first), logarithm)
+
+
+def softmax_row(x, y, n, logarithm):
+    """One row; y holds the exponentials in between."""
+    w = lanes(x)
+    top = vsplat(f32, row_extreme(x, n, 0))
+    wide = vconvert(vsplat(f32, 0), f64)
+    i = 0
+    while i + w <= n:
+        stop = min(n, i + BLOCK * w)
+        a, b = vsplat(f32, 0), vsplat(f32, 0)
+        while i + 2 * w <= stop:
+            p = exp_negative(vload(x, i) - top)
+            q = exp_negative(vload(x, i + w) - top)
+            vstore(y, i, p)
+            vstore(y, i + w, q)
+            a, b = a + p, b + q
+            i += 2 * w
+        if i + w <= stop:
+            p = exp_negative(vload(x, i) - top)
+            vstore(y, i, p)
+            a = a + p
+            i += w
+        wide = wide + vconvert(a + b, f64)
+    if i < n:
+        p = exp_negative(vload_part(x, i, n - i) - top)
+        vstore_part(y, i, p, n - i)
+        wide = wide + vconvert(first_lanes(p, n - i), f64)
+    total = vsplat(f32, f32(hsum(wide)))
+    if logarithm != 0:
+        lost = log(total)
+        for k in range(0, n - w + 1, w):
+            vstore(y, k, vload(x, k) - top - lost)
+        vstore_part(y, i, vload_part(x, i, n - i) - top - lost, n - i)
+    else:
+        factor = vsplat(f32, 1) / total
+        for k in range(0, n - w + 1, w):
+            vstore(y, k, vload(y, k) * factor)
+        vstore_part(y, i, vload_part(y, i, n - i) * factor, n - i)
+
+
+def softmax_columns(x, y, n, step, count, logarithm):
+    """One vector of columns, of which `count` lanes exist."""
+    top = vload_part(x, 0, count)
+    for i in range(1, n):
+        top = vmax(top, vload_part(x, i * step, count))
+    part = vsplat(f32, 0)
+    wide = vconvert(part, f64)
+    for i in range(n):
+        p = exp_negative(vload_part(x, i * step, count) - top)
+        vstore_part(y, i * step, p, count)
+        part = part + p
+        if i % BLOCK == BLOCK - 1:
+            wide = wide + vconvert(part, f64)
+            part = vsplat(f32, 0)
+    total = vconvert(wide + vconvert(part, f64), f32)
+    if logarithm != 0:
+        lost = log(total)
+        for i in range(n):
+            vstore_part(y, i * step, vload_part(x, i * step, count) - top - lost, count)
+    else:
+        factor = vsplat(f32, 1) / total
+        for i in range(n):
+            vstore_part(y, i * step, vload_part(y, i * step, count) * factor, count)

@@ -1,0 +1,52 @@
+"""Which module holds which operator: lets a model import only the operator families that it uses.
+
+The catalogue is what a full import of minifer.ops found, kept in the user's cache under the sizes and times of the
+source files. Without it, or for an operator that it does not name, all families are imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+
+from minifer.codegen import store
+
+Key = tuple[str, str]  # domain, operator
+
+
+def _path(folder: str) -> str:
+    """The catalogue's file for the modules as they stand now."""
+    import hashlib
+
+    stamp = hashlib.sha256(folder.encode())
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda e: e.name):
+            if entry.name.endswith((".py", ".pyc")):
+                status = entry.stat()
+                stamp.update(f"{entry.name} {status.st_size} {status.st_mtime_ns};".encode())
+    return os.path.join(store.user_cache(), f"operators-{stamp.hexdigest()[:20]}.json")
+
+
+def read(folder: str) -> dict[Key, list[str]]:
+    """(domain, operator) -> modules that register it; empty where nothing is kept or it cannot be read."""
+    try:
+        with open(_path(folder), encoding="utf-8") as file:
+            listed = json.load(file)
+        return {(domain, name): [str(m) for m in modules] for domain, name, modules in listed}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def write(folder: str, found: Mapping[Key, Iterable[str]]) -> None:
+    """Keep a catalogue for the next process; a cache that cannot be written is left alone."""
+    listed = [[domain, name, sorted(modules)] for (domain, name), modules in sorted(found.items())]
+    try:
+        path = _path(folder)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        temporary = f"{path}.{os.getpid()}"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(listed, file)
+        os.replace(temporary, path)
+    except OSError:
+        pass
