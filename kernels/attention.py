@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from minifer.kernels.mathfn import exp_negative, tanh
-from minifer.kernels.move import transpose_panel
+from minifer.kernels.move import copy_run, transpose_panel
 from minifer.kernels.simd import (
     MR,
     NR,
@@ -69,8 +69,9 @@ def geometry(
 
 
 def scratch_floats(size: int, width: int) -> int:
-    """Scratch that one thread needs: queries, results, scores, bias, and three numbers per query."""
-    return (size + width + int(MR) + 2 * KEY_TILES * int(MR) + 3) * QUERY_BLOCK
+    """Scratch that one thread needs: queries, results, scores, bias, three numbers per query; a block of values."""
+    step, padded = KEY_TILES * int(MR), -(-width // int(MR)) * int(MR)
+    return (size + padded + 2 * step + 3) * QUERY_BLOCK + step * padded
 
 
 # ---------------------------------------------------------------- reference and example
@@ -200,11 +201,13 @@ def attention(
     units = g[BATCH] * heads * blocks
     size, width = g[SIZE], g[WIDTH]
     step = KEY_TILES * MR
-    turned_q = scratch + tid * ((size + width + MR + 2 * step + 3) * QUERY_BLOCK)
+    padded = (width + MR - 1) // MR * MR
+    turned_q = scratch + tid * ((size + padded + 2 * step + 3) * QUERY_BLOCK + step * padded)
     result = turned_q + size * QUERY_BLOCK
-    score = result + (width + MR) * QUERY_BLOCK
+    score = result + padded * QUERY_BLOCK
     work = score + step * QUERY_BLOCK
     state = work + step * QUERY_BLOCK
+    block = state + 3 * QUERY_BLOCK
     for unit in range(share(units, tid, nthreads), share(units, tid + 1, nthreads)):
         first, head, b = unit % blocks * QUERY_BLOCK, unit // blocks % heads, unit // blocks // heads
         group = head // (heads // g[GROUPS])
@@ -228,7 +231,8 @@ def attention(
             if j + count - 1 > position + g[RIGHT] or j < position + n - 1 - g[LEFT]:
                 hide(score, j - position, g[LEFT], g[RIGHT], count, n)
             weigh(score, state, count, n)
-            gather_values(score, v + place(g, V, b, group, j), g[V + 3], state, result, width, count, n, j > start)
+            copy_rows(v + place(g, V, b, group, j), g[V + 3], block, padded, width, count)
+            gather_values(score, block, state, result, padded, count, n, j > start)
         if start >= stop:
             clear(result, width * QUERY_BLOCK)
         finish(result, state, y + place(g, Y, b, head, first), g[Y + 3], width, n)
@@ -349,16 +353,22 @@ def weigh(score, state, count, n):
         vstore(state, factor_at + i, factor)
 
 
-def gather_values(score, v, v_row, state, result, width, count, n, begun):
-    """result[f, i] = factor[i] * result[f, i] + sum over j of v[j, f] * score[j, i]."""
+def copy_rows(x, x_row, y, y_row, width, count):
+    """Rows of `width` elements. Whole tiles of columns need no tests, and close rows do not compete for cache lines."""
+    for j in range(count):
+        copy_run(x + j * x_row, y + j * y_row, width)
+
+
+def gather_values(score, v, state, result, padded, count, n, begun):
+    """result[f, i] = factor[i] * result[f, i] + sum over j of v[j, f] * score[j, i]; v: (count, padded)."""
     factor = state + 2 * QUERY_BLOCK
     for panel in range(0, n, NR):
-        for f in range(0, width, MR):
+        for f in range(0, padded, MR):
             target = result + (f * QUERY_BLOCK + panel)
             acc = tile_zero()
             if begun:
                 acc = tile_scale_columns(tile_add(acc, target, QUERY_BLOCK, MR, NR), factor + panel, NR)
-            acc = product(acc, rows_strided(v + f, 1, min(MR, width - f)), v_row, score + panel, count)
+            acc = product(acc, rows_strided(v + f, 1, MR), padded, score + panel, count)
             tile_store(target, QUERY_BLOCK, acc, MR, NR)
 
 

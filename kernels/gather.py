@@ -24,9 +24,8 @@ def index_at(wide, narrow, index_bytes, i):
 
 def wrapped(index, size):
     """The index counted from the start, or -1 where it is out of range."""
-    if index < 0:
-        index += size
-    return index if 0 <= index < size else -1
+    at = index + size if index < 0 else index
+    return at if 0 <= at < size else -1
 
 
 def random_indices(rng, size, shape):

@@ -37,6 +37,7 @@ from minifer.kernels.simd import (
     rows_table,
     share,
     tile_dot_i32,
+    tile_row_i32,
     tile_store_i32,
     tile_zero_i32,
     u8,
@@ -68,6 +69,10 @@ from minifer.kernels.spec import (
 
 #: bytes of the left side that one pass over the weights works with: they stay in the second-level cache
 BLOCK_BYTES = 256 * 1024
+#: panels of the right side that a tile's rows meet one after another, at most, and their bytes: results are then
+#: written in long runs, and the panels stay in the second-level cache
+TOGETHER = 8
+TOGETHER_BYTES = 128 * 1024
 
 
 def even(n: int) -> int:
@@ -107,8 +112,8 @@ def table_words(g: np.ndarray) -> int:
 
 
 def work_words(g: np.ndarray) -> int:
-    """i32 words of scratch that one thread needs: a tile, and the sums of the rows of a block."""
-    return int(MR * NR + g[BLOCK] * g[GROUPS])
+    """i32 words of scratch that one thread needs: tiles side by side, and the sums of the rows of a block."""
+    return int(MR * NR * TOGETHER + g[BLOCK] * g[GROUPS])
 
 
 # ---------------------------------------------------------------- the right side
@@ -410,9 +415,8 @@ def convolution_example(rng, size, T):
     }  # fmt: skip
 
 
-def product(x, table, b, entries, run, m):
-    """The register tile of m pixels by NR filters: the sum over table entries and their runs (of even length)."""
-    acc = tile_zero_i32()
+def product(acc, x, table, b, entries, run, m):
+    """acc + m pixels times a panel of filters: the sum over table entries and their runs (of even length)."""
     for e in range(entries):
         rows = rows_table(x, table + e * m, m)
         for p in range(0, run, 2):
@@ -451,7 +455,7 @@ def convolution(T, B, Z, finish) -> KernelSpec:
     """Make the kernel with results of element type T; B is the type of its bias, Z that of its zero point."""
 
     def body(
-        x: ptr_i16, weight: ptr_i16, zeros: ptr_i32, bias: Pointer(B), factors: ptr_f32, shift: Pointer(Z),
+        x: ptr_i16, weight: ptr_i8, zeros: ptr_i32, bias: Pointer(B), factors: ptr_f32, shift: Pointer(Z),
         y: Pointer(T), table: ptr_i64, work: ptr_i32, g: ptr_i64, has_zero: i64, has_bias: i64, step: i64,
         tid: i64, nthreads: i64,
     ):  # fmt: skip
@@ -466,15 +470,16 @@ def convolution(T, B, Z, finish) -> KernelSpec:
         """
         groups, filters, run, block = g[GROUPS], g[FILTERS], g[RUN], g[BLOCK]
         pixels = g[BATCH] * g[OUT_D] * g[OUT_H] * g[OUT_W]
-        all_taps = g[TAPS_D] * g[TAPS_H] * g[TAPS_W]
         per_row = g[TAPS_W] if run * groups == g[CHANNELS] else 1
         entries = g[TAPS_D] * g[TAPS_H] * per_row
         of_group = filters // groups
         panels = (of_group + NR - 1) // NR
+        panel_bytes = entries * run * NR
+        together = max(1, min(TOGETHER, TOGETHER_BYTES // panel_bytes))
         blocks = (pixels + block - 1) // block
-        mine = table + tid * (block * all_taps)
-        tile = work + tid * (MR * NR + block * groups)
-        sums = tile + MR * NR
+        mine = table + tid * (block * g[TAPS_D] * g[TAPS_H] * g[TAPS_W])
+        strip = work + tid * (MR * NR * TOGETHER + block * groups)
+        sums = strip + MR * NR * TOGETHER
         # few blocks: all threads walk all blocks and share the panels
         by_block = blocks >= 2 * nthreads
         block_from = share(blocks, tid, nthreads) if by_block else 0
@@ -489,22 +494,33 @@ def convolution(T, B, Z, finish) -> KernelSpec:
             fill_table(mine, g, first, count, per_row, 0, 0)
             if has_zero != 0:
                 sum_rows(x, mine, sums, entries, run, groups, count, block)
-            for q in range(panel_from, panel_to):
+            q = panel_from
+            while q < panel_to:
                 group = q // panels
-                n = min(NR, of_group - q % panels * NR)
+                last = min(q + together, panel_to, (group + 1) * panels)
                 column = group * of_group + q % panels * NR
-                b = weight + q * (entries * run * NR)
+                n = min((last - q) * NR, (group + 1) * of_group - column)
                 for i in range(0, count, MR):
                     m = min(MR, count - i)
-                    acc = product(x + group * run, mine + i * entries, b, entries, run, m)
-                    tile_store_i32(tile, NR, acc, MR, NR)
+                    own, pixel = mine + i * entries, x + group * run
+                    for s in range(q, last):
+                        b, target = weight + s * panel_bytes, strip + (s - q) * NR
+                        if m == 1:
+                            lone = product(tile_row_i32(), pixel, own, b, entries, run, m)
+                            tile_store_i32(target, NR * TOGETHER, lone, 1, NR)
+                        else:
+                            acc = product(tile_zero_i32(), pixel, own, b, entries, run, m)
+                            tile_store_i32(target, NR * TOGETHER, acc, MR, NR)
                     for r in range(m):
+                        row = strip + r * (NR * TOGETHER)
+                        row_sum = sums[group * block + i + r]
+                        at = (first + i + r) * filters + column
                         for j in range(0, n, 8):
-                            v = vload(tile, r * NR + j)
+                            v = vload(row, j)
                             if has_zero != 0:
-                                v = v - vload_part(zeros, column + j, n - j) * sums[group * block + i + r]
-                            at = (first + i + r) * filters + column + j
-                            finish(v, y, at, n - j, column + j, bias, factors, shift, has_bias, step)
+                                v = v - vload_part(zeros, column + j, n - j) * row_sum
+                            finish(v, y, at + j, n - j, column + j, bias, factors, shift, has_bias, step)
+                q = last
 
     def example(rng, size):
         return convolution_example(rng, size, T)

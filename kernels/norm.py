@@ -1,9 +1,9 @@
 """Normalisations: rows as LayerNorm does, and by channel as batch, instance and group normalisation do. float32.
 
 LayerNorm takes mean and variance of a row and writes the row in one go (three readings from the first cache).
-By channel it takes three kernels: `moments` (mean and variance of each channel, in either layout), `coefficients` (what to
-do with each channel: a handful of numbers), and `scale_rows` or `scale_columns`, which a batch normalisation with known
-statistics needs alone. Variances are sums of squared differences from the mean: no cancellation.
+By channel it takes three kernels: `moments` (mean and variance of each channel, in either layout), `coefficients` (what
+to do with each channel: a handful of numbers), and `scale_rows` or `scale_columns`, which a batch normalisation with
+known statistics needs alone. Variances are sums of squared differences from the mean: no cancellation.
 """
 
 import numpy as np
@@ -71,8 +71,8 @@ def layer_norm(
 ):  # fmt: skip
     """y = (x - mean) / sqrt(variance + epsilon) * scale + bias, row by row; x, y: (rows, n); scale, bias: (n,).
 
-    HAS_SKIP: x + skip takes the place of x, and is written to `total`, all (rows, n). ROOT_MEAN_SQUARE: the mean is taken
-    as 0. STATISTICS: mean and 1 / standard deviation are written, (rows,). What the flags leave out is not touched.
+    HAS_SKIP: x + skip takes the place of x, and is written to `total`, all (rows, n). ROOT_MEAN_SQUARE: the mean is
+    taken as 0. STATISTICS: mean and 1 / standard deviation are written, (rows,). Nothing else is touched.
     Nine operations an element (Ba, Kiros and Hinton 2016; Zhang and Sennrich 2019). Error 2e-6 of the largest y.
     """
     w = lanes(x)
@@ -191,8 +191,8 @@ def coefficients(
     """What each channel is to be normalised by: y = (x - centre) * factor + shift.
 
     From means and variances of channels (batch, channels) come those of groups of neighbouring channels, all of which
-    have as many elements; factor = scale / (sqrt(variance + epsilon) + outside), shift = bias. scale, bias: (channels,), or
-    (groups,) where per_group is set. centre, factor, shift: (batch, channels).
+    have as many elements; factor = scale / (sqrt(variance + epsilon) + outside), shift = bias. scale and bias are
+    (channels,), or (groups,) where per_group is set. centre, factor, shift: (batch, channels).
     """
     size = channels // groups
     for unit in range(share(batch * groups, tid, nthreads), share(batch * groups, tid + 1, nthreads)):

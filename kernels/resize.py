@@ -46,6 +46,24 @@ def blend(x, places, weights, taps, step):
     return total
 
 
+def blend_two(x, places, weights, inner, y, first, end):
+    """Outputs first to end of a line by two taps."""
+    for i in range(first, end):
+        a, b = places[2 * i] * inner, places[2 * i + 1] * inner
+        for j in range(inner):
+            y[i * inner + j] = vfma(x[b + j], weights[2 * i + 1], x[a + j] * weights[2 * i])
+
+
+def blend_four(x, places, weights, inner, y, first, end):
+    """Outputs first to end of a line by four taps."""
+    for i in range(first, end):
+        p, w = places + 4 * i, weights + 4 * i
+        a, b, c, d = p[0] * inner, p[1] * inner, p[2] * inner, p[3] * inner
+        for j in range(inner):
+            near = vfma(x[b + j], w[1], x[a + j] * w[0])
+            y[i * inner + j] = vfma(x[d + j], w[3], vfma(x[c + j], w[2], near))
+
+
 @kernel(reference=resample_reference, example=resample_example, tolerance=2e-6, over={"T": (f32, f64)})
 def resample(
     x: ptr("T"), y: ptr("T"), places: ptr_i64, weights: ptr("T"), outer: i64, size: i64, out: i64, inner: i64,
@@ -60,9 +78,15 @@ def resample(
         for unit in range(share(outer * chunks, tid, nthreads), share(outer * chunks, tid + 1, nthreads)):
             o, first = unit // chunks, unit % chunks * CHUNK
             source, target = x + o * size * inner, y + o * out * inner
-            for i in range(first, min(first + CHUNK, out)):
-                for j in range(inner):
-                    target[i * inner + j] = blend(source + j, places + i * taps, weights + i * taps, taps, inner)
+            end = min(first + CHUNK, out)
+            if taps == 2:
+                blend_two(source, places, weights, inner, target, first, end)
+            elif taps == 4:
+                blend_four(source, places, weights, inner, target, first, end)
+            else:
+                for i in range(first, end):
+                    for j in range(inner):
+                        target[i * inner + j] = blend(source + j, places + i * taps, weights + i * taps, taps, inner)
     else:
         for unit in range(share(outer * out, tid, nthreads), share(outer * out, tid + 1, nthreads)):
             o, i = unit // out, unit % out

@@ -703,27 +703,25 @@ def tile_zero_i32() -> np.ndarray:
 
 
 @primitive
+def tile_row_i32() -> np.ndarray:
+    """A 1 x NR tile of i32 zeros: for a lone row, which needs no more work than its own."""
+    return np.zeros((1, NR), np.int32)
+
+
+@primitive
 def tile_dot_i32(acc, rows: Rows, p: int, b: Ptr):
     """acc[i, j] += rows[i][p] * b[2 * j] + rows[i][p + 1] * b[2 * j + 1]: two steps of a matrix product.
 
     rows: i16; b: i8, of which 2 * NR are read (column by column two steps of k). Products are exact, sums wrap.
     """
-    pairs = np.array([[r[p], r[p + 1]] for r in rows.pointers], np.int32)
+    pairs = np.array([[r[p], r[p + 1]] for r in rows.pointers[: len(acc)]], np.int32)
     start = b.locate(0, 2 * NR)
     return acc + pairs @ b.array[start : start + 2 * NR].astype(np.int32).reshape(NR, 2).T
 
 
 @primitive
-def tile_dot4_i32(acc, rows: Rows, p: int, b: Ptr):
-    """Four times two steps: p, p + 2, p + 4, p + 6 with b, b + 2 * NR, b + 4 * NR, b + 6 * NR."""
-    for step in range(4):
-        acc = tile_dot_i32(acc, rows, p + 2 * step, b + 2 * NR * step)
-    return acc
-
-
-@primitive
 def tile_store_i32(c: Ptr, ldc: int, acc, m: int, n: int) -> None:
-    """c[i * ldc + j] = acc[i, j] for i < m <= MR, j < n <= NR; nothing else is touched."""
+    """c[i * ldc + j] = acc[i, j] for i < m (at most the tile's rows), j < n <= NR; nothing else is touched."""
     for i in range(m):
         start = c.locate(i * ldc, n)
         c.array[start : start + n] = acc[i, :n]

@@ -16,7 +16,6 @@ from minifer.ir import Dim, Graph, MapType, Model, Node, OptionalType, SequenceT
 from minifer.onnx_io import read_model
 from minifer.ops import registry
 from minifer.passes import optimise
-from minifer.passes.gradient import expand_gradients
 from minifer.plan.plan import Plan
 from minifer.runtime import kernels_available
 from minifer.runtime.execute import Executor, Limits, Settings
@@ -83,7 +82,10 @@ class Session:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
         limits = limits if isinstance(limits, Limits) else Limits(**(limits or {}))
-        model = replace(model, graph=expand_gradients(model.graph))
+        if any(node.op == "Gradient" for node in model.graph.nodes):
+            from minifer.passes.gradient import expand_gradients
+
+            model = replace(model, graph=expand_gradients(model.graph))
         check_supported(model.graph)
         self._options = {"threads": threads, "optimize": optimize, "limits": limits, "executor": executor}
         self.model = model

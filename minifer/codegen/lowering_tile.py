@@ -316,22 +316,35 @@ def _tile_axpy(context, builder, tile, acc, factor, c, ldc, m, n):
 # ---------------------------------------------------------------- the tile of integers
 
 
-def integer_tile_type(context) -> TileType:
-    """The target's i32 tile: of the shape of the f32 tile, whose lanes are as wide."""
+def integer_tile_type(context, rows: int) -> TileType:
+    """The target's i32 tile of `rows` rows: as wide as the f32 tile, whose lanes are as wide."""
     tile = tile_type(context)
-    return TileType(types.int32, tile.rows, tile.vectors, tile.lanes)
+    return TileType(types.int32, rows, tile.vectors, tile.lanes)
+
+
+def _is_integer_tile(context, kind) -> bool:
+    return any(kind == integer_tile_type(context, rows) for rows in (1, context.machine.mr))
+
+
+def _zero(context, tile: TileType):
+    return tile, (), lambda builder, values: ir.Constant(context.get_value_type(tile), None)
 
 
 @lowers(simd.tile_zero_i32)
 def _tile_zero_i32(context):
-    tile = integer_tile_type(context)
-    return tile, (), lambda builder, values: ir.Constant(context.get_value_type(tile), None)
+    return _zero(context, integer_tile_type(context, context.machine.mr))
+
+
+@lowers(simd.tile_row_i32)
+def _tile_row_i32(context):
+    return _zero(context, integer_tile_type(context, 1))
 
 
 @lowers(simd.tile_store_i32)
-def _tile_store_i32(context, c, ldc, acc, m, n):
-    tile = integer_tile_type(context)
-    if c != PointerType(types.int32) or acc != tile or not all(is_integer(k) for k in (ldc, m, n)):
+def _tile_store_i32(context, c, ldc, tile, m, n):
+    if c != PointerType(types.int32) or not _is_integer_tile(context, tile):
+        return None
+    if not all(is_integer(k) for k in (ldc, m, n)):
         return None
 
     def run(builder, values):
@@ -342,41 +355,25 @@ def _tile_store_i32(context, c, ldc, acc, m, n):
 
 
 @lowers(simd.tile_dot_i32)
-def _tile_dot_i32(context, acc, rows, p, b):
-    return _dot_rule(context, 1, acc, rows, p, b)
-
-
-@lowers(simd.tile_dot4_i32)
-def _tile_dot4_i32(context, acc, rows, p, b):
-    return _dot_rule(context, 4, acc, rows, p, b)
-
-
-def _dot_rule(context, steps: int, acc, rows, p, b):
-    tile = integer_tile_type(context)
-    left = isinstance(rows, RowsType) and rows.element == types.int16
-    right = b in (PointerType(types.int8), PointerType(types.int16))
-    if acc != tile or not left or not right or not is_integer(p):
+def _tile_dot_i32(context, tile, rows, p, b):
+    fitting = isinstance(rows, RowsType) and rows.element == types.int16 and b == PointerType(types.int8)
+    if not _is_integer_tile(context, tile) or not fitting or not is_integer(p):
         return None
 
     def run(builder, values):
-        result, rows_value, column, panel = values
-        for step in range(steps):
-            at = builder.add(column, I64(2 * step)) if step else column
-            part = builder.gep(panel, [I64(2 * step * tile.vectors * tile.lanes)])
-            result = _dot(context, builder, tile, result, rows_value, at, part, b.element)
-        return result
+        return _dot(context, builder, tile, *values)
 
     return tile, (tile, rows, types.int64, b), run
 
 
-def _dot(context, builder, tile: TileType, acc, rows, p, b, element):
+def _dot(context, builder, tile: TileType, acc, rows, p, b):
     """acc + columns p and p + 1 of the rows times two rows of the panel, which lie interleaved at b."""
     pairs = 2 * tile.lanes
     wide = ir.VectorType(ir.IntType(16), pairs)
     panel = []
     for j in range(tile.vectors):
-        loaded = load_vector(builder, b, I64(j * pairs), VectorType(element, pairs))
-        panel.append(loaded if element == types.int16 else builder.sext(loaded, wide))
+        narrow = load_vector(builder, b, I64(j * pairs), VectorType(types.int8, pairs))
+        panel.append(builder.sext(narrow, wide))
     for i in range(tile.rows):
         place = builder.gep(builder.extract_value(rows, i), [p])
         pair = builder.load(builder.bitcast(place, I32.as_pointer()))

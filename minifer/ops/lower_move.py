@@ -341,6 +341,8 @@ def take(low: Any, places: Sequence[np.ndarray | None], value: Any = None) -> De
         unit = common_width(nbytes, run, *(int(np.gcd.reduce(line)) for line in lists[:-1]))
         lists = [line * nbytes // unit for line in lists[:-1]] + [np.arange(run * nbytes // unit)]
         nbytes = unit
-    words = move.take_table(lists, longest_run(lists[-1]))
+    last = lists[-1]
+    doubled = len(last) > 2 and (last == last[0] + np.arange(len(last)) // 2).all() and last[0] >= 0
+    words = move.take_table(lists, (move.DOUBLED, 0) if doubled else longest_run(last))
     low.call(move.take_axes[width(nbytes)], view.slot, value or view.slot, target, low.const(words))
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,12 @@ from minifer.ops.registry import Declined
 
 #: element types that are resampled, with the name of the kernel instance
 RESAMPLED = {"float32": "f32", "float64": "f64"}
+
+#: rows of fewer elements are blended one by one, which is about so many times slower
+SHORT_ROW, SLOWER = 8, 6
+
+#: try all orders of so many axes
+MOST_ORDERS = 4
 
 #: for an axis: places (out, taps) in the input, and their weights
 Taps = tuple[np.ndarray, np.ndarray]
@@ -44,13 +52,16 @@ def identity_or_resample(low: Any, changed: Mapping[int, Taps]) -> Declined | No
 
 
 def _passes(shape: Sequence[int], changed: Mapping[int, Taps]) -> list[tuple[int, Taps]]:
-    """The axes in the order of least work: what shrinks first; then what grows, the last axis first.
+    """The axes in the order of least work. Rows shorter than a vector are the slow ones."""
 
-    The last axis is the slow one, for its rows are no vectors: it is best done while there is little else.
-    """
+    def work(order: Sequence[int]) -> float:
+        sizes, total = list(shape), 0.0
+        for axis in order:
+            places = changed[axis][0]
+            sizes[axis] = len(places)
+            slow = math.prod(sizes[axis + 1 :]) < SHORT_ROW
+            total += math.prod(sizes) * (places.shape[1] + 1) * (SLOWER if slow else 1)
+        return total
 
-    def cost(axis: int) -> tuple[float, int]:
-        ratio = len(changed[axis][0]) / shape[axis]
-        return ratio, axis if ratio < 1 else -axis
-
-    return [(axis, changed[axis]) for axis in sorted(changed, key=cost)]
+    orders = itertools.permutations(changed) if len(changed) <= MOST_ORDERS else [tuple(changed)]
+    return [(axis, changed[axis]) for axis in min(orders, key=work)]

@@ -13,6 +13,7 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
+from minifer.ops.lower_norm import lower_skip_layer_norm, lower_skip_rms_norm
 from minifer.ops.microsoft_dense import DOMAIN
 from minifer.ops.norm import layer_norm, rms_norm
 from minifer.ops.registry import Call, Op, register
@@ -86,6 +87,7 @@ register(
         domain=DOMAIN,
         infer=_infer_skip("gamma", "beta", "bias"),
         reference=_skip_layer_norm,
+        lower=lower_skip_layer_norm,
     )
 )
 register(
@@ -95,6 +97,7 @@ register(
         domain=DOMAIN,
         infer=_infer_skip("gamma", "bias"),
         reference=_skip_rms_norm,
+        lower=lower_skip_rms_norm,
     )
 )
 

@@ -16,6 +16,13 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import ShapeError
 from minifer.ir import Dim, TensorType
+from minifer.ops.lower_norm import (
+    lower_batch_norm,
+    lower_group_norm,
+    lower_instance_norm,
+    lower_layer_norm,
+    lower_rms_norm,
+)
 from minifer.ops.registry import Call, Op, register
 from minifer.ops.shapes import Fail, wrap_axis
 from minifer.ops.window import wide
@@ -110,10 +117,21 @@ def _infer_batch_norm(outputs: int):
 
 
 _LEGACY = ("consumed_inputs",)
-register(Op("BatchNormalization", since=1, infer=_infer_batch_norm(5), reference=_batch_norm_1, ignore=_LEGACY))
-register(Op("BatchNormalization", since=7, infer=_infer_batch_norm(5), reference=_batch_norm_7))
-register(Op("BatchNormalization", since=9, infer=_infer_batch_norm(5), reference=_batch_norm_9))
-register(Op("BatchNormalization", since=14, infer=_infer_batch_norm(3), reference=_batch_norm_14))
+register(
+    Op(
+        "BatchNormalization",
+        since=1,
+        infer=_infer_batch_norm(5),
+        reference=_batch_norm_1,
+        lower=lower_batch_norm,
+        ignore=_LEGACY,
+    )
+)
+register(Op("BatchNormalization", since=7, infer=_infer_batch_norm(5), reference=_batch_norm_7, lower=lower_batch_norm))
+register(Op("BatchNormalization", since=9, infer=_infer_batch_norm(5), reference=_batch_norm_9, lower=lower_batch_norm))
+register(
+    Op("BatchNormalization", since=14, infer=_infer_batch_norm(3), reference=_batch_norm_14, lower=lower_batch_norm)
+)
 
 
 # --- InstanceNormalization ---
@@ -141,7 +159,16 @@ def _infer_instance_norm(call: Call) -> TensorType:
     return call.tensor(0)
 
 
-register(Op("InstanceNormalization", since=1, infer=_infer_instance_norm, reference=_instance_norm, ignore=_LEGACY))
+register(
+    Op(
+        "InstanceNormalization",
+        since=1,
+        infer=_infer_instance_norm,
+        reference=_instance_norm,
+        lower=lower_instance_norm,
+        ignore=_LEGACY,
+    )
+)
 
 
 # --- GroupNormalization ---
@@ -187,8 +214,24 @@ def _infer_group_norm(per_channel: bool):
     return infer
 
 
-register(Op("GroupNormalization", since=18, infer=_infer_group_norm(False), reference=_group_norm_18))
-register(Op("GroupNormalization", since=21, infer=_infer_group_norm(True), reference=_group_norm_21))
+register(
+    Op(
+        "GroupNormalization",
+        since=18,
+        infer=_infer_group_norm(False),
+        reference=_group_norm_18,
+        lower=lower_group_norm(False),
+    )
+)
+register(
+    Op(
+        "GroupNormalization",
+        since=21,
+        infer=_infer_group_norm(True),
+        reference=_group_norm_21,
+        lower=lower_group_norm(True),
+    )
+)
 
 
 # --- LayerNormalization and RMSNormalization ---
@@ -249,7 +292,7 @@ def _infer_layer_norm(call: Call) -> list[TensorType]:
 
 
 # ONNX Runtime's exports carry LayerNormalization under older opsets than 17, with the same meaning
-register(Op("LayerNormalization", since=1, infer=_infer_layer_norm, reference=_layer_norm))
+register(Op("LayerNormalization", since=1, infer=_infer_layer_norm, reference=_layer_norm, lower=lower_layer_norm))
 
 
 def rms_norm(x, scale, axis: int, epsilon: float):
@@ -276,7 +319,7 @@ def _infer_rms_norm(call: Call) -> TensorType:
     return TensorType(call.dtype(1), x)
 
 
-register(Op("RMSNormalization", since=23, infer=_infer_rms_norm, reference=_rms_norm))
+register(Op("RMSNormalization", since=23, infer=_infer_rms_norm, reference=_rms_norm, lower=lower_rms_norm))
 
 
 def _simplified_layer_norm(x, scale, *, axis=-1, epsilon=1e-5, stash_type=1):
@@ -299,5 +342,6 @@ for _domain in ("", "com.microsoft"):
             domain=_domain,
             infer=_infer_simplified,
             reference=_simplified_layer_norm,
+            lower=lower_rms_norm,
         )
     )

@@ -14,7 +14,9 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
+from minifer.ops.lower_norm import lower_lrn
 from minifer.ops.lower_pool import lower_average_pool, lower_max_pool
+from minifer.ops.lower_reduce import MAX, MEAN, lower_global_lp_pool, lower_global_pool
 from minifer.ops.registry import Call, Op, register
 from minifer.ops.shapes import Fail, integers
 from minifer.ops.window import Window, need_rank, per_axis, slide, split_pads, tap_range, wide, window_of_call
@@ -200,12 +202,12 @@ def _global_lp_pool(x, *, p=2):
     return ((np.abs(flat) ** p).sum(axis=2) ** (1 / p)).reshape(shape).astype(x.dtype, copy=False)
 
 
-for _name, _reference in (
-    ("GlobalAveragePool", _global_average_pool),
-    ("GlobalMaxPool", _global_max_pool),
-    ("GlobalLpPool", _global_lp_pool),
+for _name, _reference, _lower in (
+    ("GlobalAveragePool", _global_average_pool, lower_global_pool(MEAN)),
+    ("GlobalMaxPool", _global_max_pool, lower_global_pool(MAX)),
+    ("GlobalLpPool", _global_lp_pool, lower_global_lp_pool),
 ):
-    register(Op(_name, since=1, infer=_infer_global, reference=_reference))
+    register(Op(_name, since=1, infer=_infer_global, reference=_reference, lower=_lower))
 
 
 # --- MaxUnpool ---
@@ -295,4 +297,4 @@ def _infer_lrn(call: Call) -> TensorType:
     return x
 
 
-register(Op("LRN", since=1, infer=_infer_lrn, reference=_lrn))
+register(Op("LRN", since=1, infer=_infer_lrn, reference=_lrn, lower=lower_lrn))

@@ -13,8 +13,10 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType, Type
+from minifer.ops import lower_reduce
 from minifer.ops.cast import convert
 from minifer.ops.lower_choose import lower_arg, lower_running
+from minifer.ops.lower_norm import lower_lp_norm, lower_mean_variance_norm
 from minifer.ops.numeric import (
     FLOATS,
     NUMBERS,
@@ -292,20 +294,23 @@ def _mean_variance_normalization_types(call: Call) -> Type:
 
 
 _ORDERED = (*NUMBERS, "bool")
-for _name, _function, _allowed, _input_since in (
-    ("ReduceSum", _sum, NUMBERS, 13),
-    ("ReduceMean", _mean, NUMBERS, 18),
-    ("ReduceMax", _max, _ORDERED, 18),
-    ("ReduceMin", _min, _ORDERED, 18),
-    ("ReduceProd", _product, NUMBERS, 18),
-    ("ReduceL1", lambda x, axes: _sum(np.abs(x), axes), NUMBERS, 18),
-    ("ReduceL2", _l2, NUMBERS, 18),
-    ("ReduceLogSum", _log_sum, NUMBERS, 18),
-    ("ReduceLogSumExp", _log_sum_exp, NUMBERS, 18),
-    ("ReduceSumSquare", lambda x, axes: _sum(np.square(x), axes), NUMBERS, 18),
+for _name, _function, _kind, _allowed, _input_since in (
+    ("ReduceSum", _sum, lower_reduce.SUM, NUMBERS, 13),
+    ("ReduceMean", _mean, lower_reduce.MEAN, NUMBERS, 18),
+    ("ReduceMax", _max, lower_reduce.MAX, _ORDERED, 18),
+    ("ReduceMin", _min, lower_reduce.MIN, _ORDERED, 18),
+    ("ReduceProd", _product, lower_reduce.PRODUCT, NUMBERS, 18),
+    ("ReduceL1", lambda x, axes: _sum(np.abs(x), axes), lower_reduce.L1, NUMBERS, 18),
+    ("ReduceL2", _l2, lower_reduce.L2, NUMBERS, 18),
+    ("ReduceLogSum", _log_sum, lower_reduce.LOG_SUM, NUMBERS, 18),
+    ("ReduceLogSumExp", _log_sum_exp, lower_reduce.LOG_SUM_EXP, NUMBERS, 18),
+    ("ReduceSumSquare", lambda x, axes: _sum(np.square(x), axes), lower_reduce.SUM_OF_SQUARES, NUMBERS, 18),
 ):
-    register(Op(_name, since=1, infer=_types_by_attribute(_allowed), reference=_by_attribute(_function, _allowed)))
-    register(Op(_name, since=_input_since, infer=_types_by_input(_allowed), reference=_by_input(_function, _allowed)))
+    _kernel = lower_reduce.lower_reduce(_kind)
+    _types, _reduce = _types_by_attribute(_allowed), _by_attribute(_function, _allowed)
+    register(Op(_name, since=1, infer=_types, reference=_reduce, lower=_kernel))
+    _types, _reduce = _types_by_input(_allowed), _by_input(_function, _allowed)
+    register(Op(_name, since=_input_since, infer=_types, reference=_reduce, lower=_kernel))
 
 for _name, _pick in (("ArgMax", np.argmax), ("ArgMin", np.argmin)):
     _reference, _lower = _arg(_pick), partial(lower_arg, minimum=_name == "ArgMin")
@@ -317,12 +322,15 @@ for _name, _since, _reference, _product_wanted in (
 ):  # fmt: skip
     _lower = partial(lower_running, product=_product_wanted)
     register(Op(_name, _since, infer=_running_types, reference=_reference, lower=_lower))
-register(Op("LpNormalization", since=1, infer=_lp_normalization_types, reference=_lp_normalization))
+register(
+    Op("LpNormalization", since=1, infer=_lp_normalization_types, reference=_lp_normalization, lower=lower_lp_norm)
+)
 register(
     Op(
         "MeanVarianceNormalization",
         since=9,
         infer=_mean_variance_normalization_types,
         reference=_mean_variance_normalization,
+        lower=lower_mean_variance_norm,
     )
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minifer.ops.lower_reduce import lower_softmax
 from minifer.ops.registry import Op, register
 from minifer.ops.shapes import same_as
 
@@ -59,6 +60,9 @@ def _flattened(reference):
     return old
 
 
-for _name, _reference in (("Softmax", _softmax), ("LogSoftmax", _log_softmax), ("Hardmax", _hardmax)):
-    register(Op(_name, since=1, infer=same_as(0), reference=_flattened(_reference)))
-    register(Op(_name, since=13, infer=same_as(0), reference=_reference))
+for _name, _reference, _logarithm in (("Softmax", _softmax, 0), ("LogSoftmax", _log_softmax, 1)):
+    _old, _new = lower_softmax(_logarithm, flattened=True), lower_softmax(_logarithm)
+    register(Op(_name, since=1, infer=same_as(0), reference=_flattened(_reference), lower=_old))
+    register(Op(_name, since=13, infer=same_as(0), reference=_reference, lower=_new))
+register(Op("Hardmax", since=1, infer=same_as(0), reference=_flattened(_hardmax)))
+register(Op("Hardmax", since=13, infer=same_as(0), reference=_hardmax))

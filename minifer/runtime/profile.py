@@ -168,7 +168,8 @@ def profile(run: Callable[[], Any], executor: Executor, runs: int = 20, warmup: 
                 settings.on_step = None
             profiled.append(time.perf_counter() - start)
         facts = gather_facts(executor)
-        costs = {small: _empty_call(settings.threads, small) for small in {small for _, small in facts.values()}}
+        kinds = {small for _, small in facts.values() if small is not None}
+        costs = {small: _empty_call(settings.threads, small) for small in kinds}
     return Profile(
         settings.threads, runs, min(ordinary) * 1e3, statistics.median(ordinary) * 1e3,
         statistics.median(profiled) * 1e3, max(costs.values(), default=0.0) * 1e6,
@@ -218,7 +219,8 @@ class Recorder:
 
 # ---- what is known of the steps without running them -----------------------------------------------------------------
 
-Facts = dict[int, tuple[Mapping[str, Type], bool]]  # id(step) -> (types of values around it, runs on one thread)
+#: id(step) -> (types of the values around it, whether its call is kept on one thread: None for a Python step)
+Facts = dict[int, tuple[Mapping[str, Type], bool | None]]
 
 
 def gather_facts(executor: Executor) -> Facts:
@@ -235,7 +237,7 @@ def _gather(executor: Executor, facts: Facts) -> None:
         types = {**before, **stage.plan.types}
         for part in stage.parts:
             for step in part.steps if isinstance(part, Table) else (part,):
-                facts[id(step)] = types, isinstance(part, Table) and part.small
+                facts[id(step)] = types, part.small if isinstance(part, Table) else None
         names = [name for name, source in stage.plan.outputs if source == name]
         for key, following in list(stage.following.items()):
             visit(following, {**types, **_types_in(zip(names, key))})
@@ -271,8 +273,8 @@ def _empty_call(threads: int, small: bool) -> float:
 def _steps(recorder: Recorder, facts: Facts, costs: Mapping[bool, float]) -> list[StepProfile]:
     rows = []
     for record in recorder.records.values():
-        types, small = facts.get(id(record.step), ({}, False))
-        cost = costs.get(small, 0.0) if isinstance(record.step, KernelStep) else 0.0
+        types, small = facts.get(id(record.step), ({}, None))
+        cost = costs[small] if small is not None else 0.0
         missing = [0] * (recorder.runs - len(record.calls))
         calls = [*record.calls, *missing]
         times = [max(s - cost * n, 0.0) for s, n in zip([*record.seconds, *missing], calls)]

@@ -96,7 +96,7 @@ def test_commands(tiny: str) -> None:
         assert loaded.keys() == {"version", "import_seconds", "load_seconds"} and loaded["version"] == "7"
         assert worker.ask("run")["seconds"] > 0
         assert len(worker.ask("burst", runs=4, warmup=1)["seconds"]) == 4
-        np.testing.assert_array_equal(worker.ask("outputs")["outputs"]["y"][0], [20, 22, 24, 26])
+        np.testing.assert_array_equal(worker.ask("outputs")["outputs"]["y"][0], [16, 18, 20, 22])
         with pytest.raises(EngineError, match="AttributeError"):
             worker.ask("dance")
         assert worker.ask("finish")["peak_bytes"] > 0
