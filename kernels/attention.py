@@ -34,6 +34,7 @@ from minifer.kernels.simd import (
     tile_zero,
     viota,
     vload,
+    vload_part,
     vmax_quick,
     vselect,
     vsplat,
@@ -71,7 +72,7 @@ def geometry(
 def scratch_floats(size: int, width: int) -> int:
     """Scratch that one thread needs: queries, results, scores, bias, three numbers per query; a block of values."""
     step, padded = KEY_TILES * int(MR), -(-width // int(MR)) * int(MR)
-    return (size + padded + 2 * step + 3) * QUERY_BLOCK + step * padded
+    return (size + padded + 2 * step + 3) * QUERY_BLOCK + step * padded + lanes(f32)
 
 
 # ---------------------------------------------------------------- reference and example
@@ -202,7 +203,7 @@ def attention(
     size, width = g[SIZE], g[WIDTH]
     step = KEY_TILES * MR
     padded = (width + MR - 1) // MR * MR
-    turned_q = scratch + tid * ((size + padded + 2 * step + 3) * QUERY_BLOCK + step * padded)
+    turned_q = scratch + tid * ((size + padded + 2 * step + 3) * QUERY_BLOCK + step * padded + lanes(q))
     result = turned_q + size * QUERY_BLOCK
     score = result + padded * QUERY_BLOCK
     work = score + step * QUERY_BLOCK
@@ -231,8 +232,8 @@ def attention(
             if j + count - 1 > position + g[RIGHT] or j < position + n - 1 - g[LEFT]:
                 hide(score, j - position, g[LEFT], g[RIGHT], count, n)
             weigh(score, state, count, n)
-            copy_rows(v + place(g, V, b, group, j), g[V + 3], block, padded, width, count)
-            gather_values(score, block, state, result, padded, count, n, j > start)
+            pack_values(v + place(g, V, b, group, j), g[V + 3], block, width, count)
+            gather_values(score, block, state, result, width, count, n, j > start)
         if start >= stop:
             clear(result, width * QUERY_BLOCK)
         finish(result, state, y + place(g, Y, b, head, first), g[Y + 3], width, n)
@@ -251,7 +252,7 @@ def clear(p, n):
 
 def load_queries(q, q_row, turned, size, n, scale):
     """turned[e, i] = scale * q[i, e]; 0 in the lanes without a query."""
-    if n < QUERY_BLOCK:
+    if n % NR != 0:
         clear(turned, size * QUERY_BLOCK)
     transpose_panel(q, q_row, turned, QUERY_BLOCK, n, size)
     for i in range(0, size * QUERY_BLOCK, lanes(turned)):
@@ -353,22 +354,30 @@ def weigh(score, state, count, n):
         vstore(state, factor_at + i, factor)
 
 
-def copy_rows(x, x_row, y, y_row, width, count):
-    """Rows of `width` elements. Whole tiles of columns need no tests, and close rows do not compete for cache lines."""
-    for j in range(count):
-        copy_run(x + j * x_row, y + j * y_row, width)
+def pack_values(v, v_row, packed, width, count):
+    """packed[f / MR, j, :] = v[j, f : f + MR], so that a tile reads one run of memory. Writes a little behind the end."""
+    w = lanes(v)
+    for f in range(0, width, MR):
+        target = packed + f * count
+        if f + w <= width:
+            for j in range(count):
+                vstore(target, j * MR, vload(v, j * v_row + f))
+        else:
+            for j in range(count):
+                vstore(target, j * MR, vload_part(v, j * v_row + f, width - f))
 
 
-def gather_values(score, v, state, result, padded, count, n, begun):
-    """result[f, i] = factor[i] * result[f, i] + sum over j of v[j, f] * score[j, i]; v: (count, padded)."""
+def gather_values(score, packed, state, result, width, count, n, begun):
+    """result[f, i] = factor[i] * result[f, i] + sum over j of v[j, f] * score[j, i]."""
     factor = state + 2 * QUERY_BLOCK
-    for panel in range(0, n, NR):
-        for f in range(0, padded, MR):
+    for f in range(0, width, MR):
+        rows = rows_strided(packed + f * count, 1, MR)
+        for panel in range(0, n, NR):
             target = result + (f * QUERY_BLOCK + panel)
             acc = tile_zero()
             if begun:
                 acc = tile_scale_columns(tile_add(acc, target, QUERY_BLOCK, MR, NR), factor + panel, NR)
-            acc = product(acc, rows_strided(v + f, 1, MR), padded, score + panel, count)
+            acc = product(acc, rows, MR, score + panel, count)
             tile_store(target, QUERY_BLOCK, acc, MR, NR)
 
 

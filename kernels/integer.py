@@ -203,20 +203,20 @@ def widen_example(rng, size):
     first = rng.random() < 0.3
     steps = int(matrix and rng.random() < 0.5)
     inside, to = (d, h, w), (d + pd, h + ph + more, w + 2 * pw)
-    of = even(channels // groups)
+    room = even(channels // groups) + int(rng.choice([0, 0, 2, 4]))
     return {
         "x": rng.integers(0, 256, n * d * h * w * channels).astype("u1"),
         "zero": rng.integers(0, 256, w if steps else 1).astype("u1"),
-        "y": np.full((n, *to, groups, of), -1, "i2"),
+        "y": np.full((n, *to, groups, room), -1, "i2"),
         "flip": int(rng.choice([0, 128])), "has_zero": int(rng.integers(0, 2)), "zero_step": steps, "batch": n,
-        "channels": channels, "groups": groups, **dict(zip(("depth", "height", "width"), inside)),
+        "channels": channels, "groups": groups, "room": room, **dict(zip(("depth", "height", "width"), inside)),
         **dict(zip(("to_d", "to_h", "to_w"), to)), "pad_d": pd, "pad_h": ph, "pad_w": pw,
         "pixel": 1 if first else channels, "channel": d * h * w if first else 1,
     }  # fmt: skip
 
 
 def widen_reference(
-    x, zero, y, flip, has_zero, zero_step, batch, channels, groups, depth, height, width, to_d, to_h, to_w,
+    x, zero, y, flip, has_zero, zero_step, batch, channels, groups, room, depth, height, width, to_d, to_h, to_w,
     pad_d, pad_h, pad_w, pixel, channel,
 ):  # fmt: skip
     kind = np.int8 if flip else np.uint8
@@ -247,21 +247,20 @@ def widen_run(x, y, n, flip, shift):
 @kernel(reference=widen_reference, example=widen_example, outputs=("y",), tolerance=0, group="widen")
 def widen(
     x: ptr_u8, zero: ptr_u8, y: ptr_i16, flip: i64, has_zero: i64, zero_step: i64, batch: i64, channels: i64,
-    groups: i64, depth: i64, height: i64, width: i64, to_d: i64, to_h: i64, to_w: i64, pad_d: i64, pad_h: i64,
-    pad_w: i64, pixel: i64, channel: i64, tid: i64, nthreads: i64,
+    groups: i64, room: i64, depth: i64, height: i64, width: i64, to_d: i64, to_h: i64, to_w: i64,
+    pad_d: i64, pad_h: i64, pad_w: i64, pixel: i64, channel: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """The left side in 16 bits: x less its zero point, with zeros around it.
 
-    y: (batch, to_d, to_h, to_w, groups, even number of channels). Neighbouring pixels of x lie `pixel` elements apart,
-    channels `channel`; images are dense. zero: one byte, or with `zero_step` one for each pixel of the only row; read
-    where has_zero is set. Exact. Split over pixels of y.
+    y: (batch, to_d, to_h, to_w, groups, room), room for the channels of a group and more, which become 0. Neighbouring
+    pixels of x lie `pixel` elements apart, channels `channel`; images are dense. zero: one byte, or with `zero_step`
+    one for each pixel of the only row; read where has_zero is set. Exact. Split over pixels of y.
     """
     pixels = batch * to_d * to_h * to_w
     image = channels * depth * height * width
     of = channels // groups
-    of_even = (of + 1) // 2 * 2
-    step = groups * of_even
-    dense = channel == 1 and of == of_even and zero_step == 0
+    step = groups * room
+    dense = channel == 1 and of == room and zero_step == 0
     at, end = share(pixels, tid, nthreads), share(pixels, tid + 1, nthreads)
     while at < end:
         row, first = at // to_w, at % to_w
@@ -286,14 +285,14 @@ def widen(
                 if has_zero != 0 and zero_step != 0:
                     shift = zero[w] ^ flip
                 for q in range(groups):
-                    run = target + q * of_even
+                    run = target + q * room
                     if channel == 1:
                         widen_run(source + (w * pixel + q * of), run, of, flip, shift)
                     else:
                         for c in range(of):
                             run[c] = (source[w * pixel + (q * of + c) * channel] ^ flip) - shift
-                    if of != of_even:
-                        run[of] = 0
+                    for c in range(of, room):
+                        run[c] = 0
                 target = target + step
         at += last - first
 
@@ -326,7 +325,9 @@ def store_some(y, at, v, n):
 
 
 def finish_i32(v, y, at, n, column, bias, factors, shift, has_bias, step):
-    """y = the sum."""
+    """y = sum + bias."""
+    if has_bias != 0:
+        v = v + vload_part(bias, column, n)
     store_some(y, at, v, n)
 
 
@@ -354,7 +355,7 @@ def bytes_finish(T):
 def finished_reference(total, y, bias, factors, shift, has_bias):
     """The same for exact sums (..., filters) in NumPy."""
     if y.dtype == np.int32:
-        return total.astype(np.int32)
+        return (total + (bias if has_bias else 0)).astype(np.int32)
     if y.dtype == np.float32:
         return total.astype(np.float32) * factors + (bias if has_bias else 0)
     rounded = np.rint((total + (bias if has_bias else 0)).astype(np.float32) * factors) + shift.astype(np.float32)
@@ -462,8 +463,8 @@ def convolution(T, B, Z, finish) -> KernelSpec:
         """y = finish(convolution of x with the weights).
 
         x: the widened image (batch, depth, height, width, groups, even channels); weight: see pack_filters; zeros:
-        (filters,) the weights' zero points, as shifted as the weights, read where has_zero; bias and factors:
-        (filters,), factors one for all where step is 0; shift: the zero point of y; y: (batch, out depth, out height,
+        (filters,) the zero points of the packed weights, read where has_zero; bias and factors:
+        (filters,), one factor for all where step is 0; shift: the zero point of y; y: (batch, out depth, out height,
         out width, filters); table: table_words, work: work_words per thread. See the finish functions for what is
         read. 2 * pixels * taps * channels / groups * filters operations, exact. Work is split over blocks of output
         pixels, or over panels of filters where there are few blocks.

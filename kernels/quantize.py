@@ -9,7 +9,6 @@ import numpy as np
 
 from minifer.kernels.elementwise import PIECE, piece_count
 from minifer.kernels.simd import (
-    as_element,
     hmax,
     hmin,
     share,
@@ -24,7 +23,7 @@ from minifer.kernels.simd import (
     vstore,
     vstore_part,
 )
-from minifer.kernels.spec import Pointer, f32, i8, i16, i32, i64, kernel, ptr_f32, ptr_u8, u8, u16
+from minifer.kernels.spec import Pointer, f32, i8, i16, i32, i64, kernel, ptr_f32, ptr_i32, ptr_u8, u8, u16
 
 #: element type -> kernel
 QUANTIZE, DEQUANTIZE = {}, {}
@@ -293,26 +292,26 @@ def product_scales_example(rng, size):
 def product_scales(
     a: ptr_f32, b: ptr_f32, c: ptr_f32, y: ptr_f32, n: i64, step: i64, alpha: f32, has_c: i64, tid: i64, nthreads: i64
 ):
-    """y[j] = alpha * a[0] * b[j * step], over c[0] where has_c: the scale of a product. y: (n,). Two or three roundings."""
+    """y[j] = alpha * a[0] * b[j * step], over c[0] where has_c: the scale of a product. y: (n,). 2 or 3 roundings."""
     if tid == 0:
         for j in range(n):
             factor = alpha * a[0] * b[j * step]
             y[j] = factor / c[0] if has_c != 0 else factor
 
 
-def widen_bytes_reference(x, y, n, flip):
-    return {"y": (x ^ np.uint8(flip)).view(np.int8).astype("i4")}
+def widen_bytes_reference(x, y, n, step, flip):
+    return {"y": (x[np.arange(n) * step] ^ np.uint8(flip)).view(np.int8).astype("i4")}
 
 
 def widen_bytes_example(rng, size):
-    n = int(rng.integers(1, 20 * size))
-    flip = int(rng.choice([0, 128]))
-    return {"x": rng.integers(0, 256, n).astype("u1"), "y": np.zeros(n, "i4"), "n": n, "flip": flip}
+    n, step = int(rng.integers(1, 20 * size)), int(rng.integers(0, 2))
+    x = rng.integers(0, 256, n if step else 1).astype("u1")
+    return {"x": x, "y": np.zeros(n, "i4"), "n": n, "step": step, "flip": int(rng.choice([0, 128]))}
 
 
 @kernel(reference=widen_bytes_reference, example=widen_bytes_example, tolerance=0, group="parameters")
-def widen_bytes(x: ptr_u8, y: Pointer(i32), n: i64, flip: i64, tid: i64, nthreads: i64):
-    """y[i] = x[i] ^ flip, read as i8. For zero points. Exact."""
+def widen_bytes(x: ptr_u8, y: ptr_i32, n: i64, step: i64, flip: i64, tid: i64, nthreads: i64):
+    """y[i] = x[i * step] ^ flip, read as i8. For zero points; y: (n,). Exact."""
     if tid == 0:
         for i in range(n):
-            y[i] = i8(x[i] ^ flip)
+            y[i] = i8(x[i * step] ^ flip)

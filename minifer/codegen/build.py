@@ -7,6 +7,7 @@ into the cache or, as the files that a wheel ships, into a directory.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -99,6 +100,18 @@ def build(units: Sequence[Unit], target: Target, progress: bool | None = None) -
     else:
         _build_in_workers(list(units), target, workers, report)
     report.close()
+    _prune(units, target)
+
+
+def _prune(units: Sequence[Unit], target: Target) -> None:
+    """Delete what was built a month ago or more for other sources of these units, and what broken builds left."""
+    folder, limit = store.cache_directory(), time.time() - 30 * 86400
+    prefixes = (".building-", *(store.file_name(u, target, "", "") for u in units))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefixes) and entry.stat().st_mtime < limit:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
 
 
 def _build_in_workers(units: list[Unit], target: Target, workers: int, report: _Progress) -> None:

@@ -61,7 +61,7 @@ def ensure(specs: Iterable[Spec | KernelGroup], progress: bool | None = None) ->
             if not _try_load(unit, target):
                 raise KernelError(
                     f"the kernels of {unit[0]} {unit[1]} were built but cannot be found: either a source changed "
-                    "meanwhile, or a factory makes kernels outside of the module that defines it"
+                    "since this process started (start it again), or a factory makes kernels outside of its own module"
                 )
 
 

@@ -217,6 +217,14 @@ def _prelu_types(call: Call) -> Type:
     return kind
 
 
+def _checked_types(call: Call) -> Type:
+    if call.node.op == "Celu" and call.attr("alpha", 1.0) == 0:
+        raise call.fail("alpha is 0, and the formula divides by it")
+    if call.node.op == "Gelu" and call.attr("approximate", "none") not in ("none", "tanh"):
+        raise call.fail(f"approximate is {call.attr('approximate')!r}; it must be 'none' or 'tanh'")
+    return unary_types(FLOATS)(call)
+
+
 def _clip_types(call: Call) -> Type:
     check_count(call, 1, 3)
     kind = check_type(call, 0, NUMBERS)
@@ -252,7 +260,7 @@ _LOWER = {
     ("Clip", 1): lower_clip_by_attributes,
 }  # fmt: skip
 for (_name, _since), _reference in _FLOAT_OPS.items():
-    _infer, _lower = unary_types(FLOATS), _LOWER[_name, _since]
+    _infer, _lower = _checked_types, _LOWER[_name, _since]
     register(Op(_name, _since, infer=_infer, reference=_reference, lower=_lower, ignore=("consumed_inputs",)))
 _infer = unary_types(NUMBERS)
 register(Op("Relu", since=1, infer=_infer, reference=_relu, lower=lower_relu, ignore=("consumed_inputs",)))

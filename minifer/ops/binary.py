@@ -201,6 +201,8 @@ def _mod_types(floats: bool):
     infer_numbers = broadcast_types(NUMBERS)
 
     def infer(call: Call) -> Type:
+        if call.attr("fmod", 0) not in (0, 1):
+            raise call.fail(f"fmod is {call.attr('fmod')}; it must be 0 or 1")
         if not floats and not call.attr("fmod", 0) and call.dtype(0) in FLOATS:
             raise call.fail("fmod must be 1 for floats before opset 28")
         return infer_numbers(call)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from minifer import dtypes
-from minifer.kernels import move
+from minifer.kernels import concat, move, take
 from minifer.kernels.odometer import RANK
 from minifer.ops.registry import CHANNELS_LAST, PLAIN, Declined
 
@@ -264,7 +264,7 @@ def join(low: Any, axis: int) -> Declined | None:
     if all(r == 8 for r in runs):
         unit = 8
     runs, step = [r // unit for r in runs], target.nbytes // rows // unit
-    kernel, most = move.concat_rows[width(unit)], move.CONCAT_INPUTS
+    kernel, most = concat.concat_rows[width(unit)], concat.CONCAT_INPUTS
     for first in range(0, count, most):
         some = range(first, min(first + most, count))
         lengths = [runs[k] for k in some] + [0] * (most - len(some))
@@ -305,7 +305,7 @@ def _flat(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     return np.where((outer[:, None] < 0) | (inner < 0), -1, both).reshape(-1)
 
 
-def take(low: Any, places: Sequence[np.ndarray | None], value: Any = None) -> Declined | None:
+def pick(low: Any, places: Sequence[np.ndarray | None], value: Any = None) -> Declined | None:
     """Output 0 reads input 0 at `places` on each axis (None: as it is), and `value` where a place is -1.
 
     `value` is a slot of one element of the same type; it may be None where no place is -1.
@@ -343,6 +343,6 @@ def take(low: Any, places: Sequence[np.ndarray | None], value: Any = None) -> De
         nbytes = unit
     last = lists[-1]
     doubled = len(last) > 2 and (last == last[0] + np.arange(len(last)) // 2).all() and last[0] >= 0
-    words = move.take_table(lists, (move.DOUBLED, 0) if doubled else longest_run(last))
-    low.call(move.take_axes[width(nbytes)], view.slot, value or view.slot, target, low.const(words))
+    words = take.take_table(lists, (take.DOUBLED, 0) if doubled else longest_run(last))
+    low.call(take.take_axes[width(nbytes)], view.slot, value or view.slot, target, low.const(words))
     return None

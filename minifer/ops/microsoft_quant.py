@@ -15,6 +15,7 @@ from minifer import dtypes
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
 from minifer.ops.activation import sigmoid
+from minifer.ops.lower_quantize import lower_dequantize, lower_quantize
 from minifer.ops.microsoft_dense import DOMAIN
 from minifer.ops.pool import average_pool, max_pool
 from minifer.ops.registry import Call, Op, register
@@ -93,8 +94,11 @@ def _infer_dequantize(call: Call) -> TensorType:
     return TensorType(call.dtype(1), call.shape(0))
 
 
-register(Op("QuantizeLinear", since=1, domain=DOMAIN, infer=_infer_quantize, reference=_quantize_linear))
-register(Op("DequantizeLinear", since=1, domain=DOMAIN, infer=_infer_dequantize, reference=_dequantize_linear))
+for _name, _infer, _reference, _lower in (
+    ("QuantizeLinear", _infer_quantize, _quantize_linear, lower_quantize),
+    ("DequantizeLinear", _infer_dequantize, _dequantize_linear, lower_dequantize),
+):
+    register(Op(_name, since=1, domain=DOMAIN, infer=_infer, reference=_reference, lower=_lower))
 
 
 # --- elementwise ---

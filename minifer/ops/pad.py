@@ -11,7 +11,7 @@ import numpy as np
 from minifer.dtypes import to_numpy
 from minifer.errors import ShapeError
 from minifer.ir import TensorType
-from minifer.ops.lower_move import cut, finish, take, view_of
+from minifer.ops.lower_move import cut, finish, pick, view_of
 from minifer.ops.registry import Declined, Op, register
 from minifer.ops.shapes import integers, wrap_axes
 
@@ -157,7 +157,7 @@ def _lower_pairs(low, pairs, mode, fill):
             places.append(_constant_source(n, begin, end))
         else:
             places.append(_source(n, begin, end, mode))
-    return take(low, places, fill() if mode == "constant" else None)
+    return pick(low, places, fill() if mode == "constant" else None)
 
 
 def _lower_pad(low):

@@ -13,6 +13,7 @@ from minifer import dtypes
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType, Type
 from minifer.ops.cast import convert
+from minifer.ops.lower_quantize import lower_dequantize, lower_dynamic_quantize, lower_quantize
 from minifer.ops.numeric import check_count, check_type, kind_of, narrow, normal_axis, require, require_same_type, widen
 from minifer.ops.registry import Call, Op, register
 from minifer.ops.shapes import axis_of
@@ -234,7 +235,17 @@ def _dynamic_types(call: Call) -> list[Type]:
 for _since, _reference in (
     (10, _quantize_10), (13, _quantize_13), (19, _quantize_19), (21, _quantize_21), (23, _quantize_23),
 ):  # fmt: skip
-    register(Op("QuantizeLinear", since=_since, infer=_quantize_types(_since > 10), reference=_reference))
+    _infer = _quantize_types(_since > 10)
+    register(Op("QuantizeLinear", since=_since, infer=_infer, reference=_reference, lower=lower_quantize))
 for _since, _reference in ((10, _dequantize_10), (13, _dequantize_13), (21, _dequantize_21), (23, _dequantize_23)):
-    register(Op("DequantizeLinear", since=_since, infer=_dequantize_types(_since > 10), reference=_reference))
-register(Op("DynamicQuantizeLinear", since=11, infer=_dynamic_types, reference=_dynamic_quantize))
+    _infer = _dequantize_types(_since > 10)
+    register(Op("DequantizeLinear", since=_since, infer=_infer, reference=_reference, lower=lower_dequantize))
+register(
+    Op(
+        "DynamicQuantizeLinear",
+        since=11,
+        infer=_dynamic_types,
+        reference=_dynamic_quantize,
+        lower=lower_dynamic_quantize,
+    )
+)

@@ -228,6 +228,8 @@ def _infer_trilu(call):
     shape = call.shape(0)
     if shape is not None and len(shape) < 2:
         raise call.fail(f"the input must have rank 2 or more, and has {len(shape)}")
+    if call.has(1) and call.tensor(1).concrete and product(call.tensor(1).dims) != 1:
+        raise call.fail(f"k must be one number, and has shape {list(call.tensor(1).dims)}")
     return call.tensor(0)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from minifer.dtypes import to_numpy
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
-from minifer.ops.lower_move import take
+from minifer.ops.lower_move import pick
 from minifer.ops.lower_resize import identity_or_resample
 from minifer.ops.registry import Declined, Op, register
 from minifer.ops.shapes import integers, wrap_axes
@@ -231,6 +231,13 @@ def _mode(mode, fail):
     return _MODES[mode]
 
 
+def _known_modes(coordinates, nearest, fail):
+    if coordinates not in _COORDINATES:
+        raise fail(f"coordinate_transformation_mode {coordinates!r} is not one of {', '.join(_COORDINATES)}")
+    if nearest not in _NEAREST:
+        raise fail(f"nearest_mode {nearest!r} is not one of {', '.join(_NEAREST)}")
+
+
 # --- Resize-11 and later
 
 
@@ -240,10 +247,7 @@ def _resize(
     mode="nearest", nearest_mode="round_prefer_floor",
 ):  # fmt: skip
     kind, coordinates = _mode(mode, InputError), coordinate_transformation_mode
-    if coordinates not in _COORDINATES:
-        raise InputError(f"coordinate_transformation_mode {coordinates!r} is not one of {', '.join(_COORDINATES)}")
-    if nearest_mode not in _NEAREST:
-        raise InputError(f"nearest_mode {nearest_mode!r} is not one of {', '.join(_NEAREST)}")
+    _known_modes(coordinates, nearest_mode, InputError)
     lines = _resize_lines(x.shape, roi, scales, sizes, axes, coordinates, keep_aspect_ratio_policy)
     _check(x, lines, kind)
     if x.size == 0 or any(line.out == 0 for line in lines):
@@ -280,6 +284,7 @@ def _infer_resize(call):
     axes = call.attr("axes")
     axes = range(len(shape)) if axes is None else wrap_axes(axes, len(shape), call.fail)
     coordinates = call.attr("coordinate_transformation_mode", "half_pixel")
+    _known_modes(coordinates, call.attr("nearest_mode", "round_prefer_floor"), call.fail)
     crop = coordinates == "tf_crop_and_resize"
     scales, sizes = (_input(call, i) for i in (2, 3))
     if scales is _UNKNOWN or sizes is _UNKNOWN or (crop and sizes is None and call.value(1) is None):
@@ -311,7 +316,7 @@ def _lower_nearest(low, lines, coordinates, nearest, extrapolation=0.0):
             if coordinates == "tf_crop_and_resize":
                 place = np.where((at < 0) | (at > line.size - 1), -1, place)
             places[line.axis] = place
-    return take(low, places, low.const(np.array([extrapolation]).astype(to_numpy(low.dtype(0)))))
+    return pick(low, places, low.const(np.array([extrapolation]).astype(to_numpy(low.dtype(0)))))
 
 
 def _lower_lines(low, lines, kind, coordinates, cubic_coeff_a=0.0, exclude_outside=0, antialias=0):

@@ -148,6 +148,8 @@ def _infer_tensor_scatter(call):
         if update is not None:
             need = shape[:at] + (update[at] if at < len(update) else None,) + shape[at + 1 :]
             _equal(call, update, need, "update")
+        if call.has(2) and call.shape(2) is not None:
+            _equal(call, call.shape(2), shape[:1], "write_indices")
     return call.tensor(0)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from minifer.ir import Type
 from minifer.ops.lower_reduce import lower_softmax
-from minifer.ops.registry import Op, register
-from minifer.ops.shapes import same_as
+from minifer.ops.registry import Call, Op, register
+from minifer.ops.shapes import axis_of
 
 
 def _sum_by_eights(e: np.ndarray, axis: int) -> np.ndarray:
@@ -60,9 +61,21 @@ def _flattened(reference):
     return old
 
 
+def _types(default: int):
+    """The type of input 0; the axis must be one of its axes."""
+
+    def infer(call: Call) -> Type:
+        kind = call.tensor(0)
+        if kind.shape is not None:
+            axis_of(call, call.attr("axis", default), max(len(kind.shape), 1))
+        return kind
+
+    return infer
+
+
 for _name, _reference, _logarithm in (("Softmax", _softmax, 0), ("LogSoftmax", _log_softmax, 1)):
     _old, _new = lower_softmax(_logarithm, flattened=True), lower_softmax(_logarithm)
-    register(Op(_name, since=1, infer=same_as(0), reference=_flattened(_reference), lower=_old))
-    register(Op(_name, since=13, infer=same_as(0), reference=_reference, lower=_new))
-register(Op("Hardmax", since=1, infer=same_as(0), reference=_flattened(_hardmax)))
-register(Op("Hardmax", since=13, infer=same_as(0), reference=_hardmax))
+    register(Op(_name, since=1, infer=_types(1), reference=_flattened(_reference), lower=_old))
+    register(Op(_name, since=13, infer=_types(-1), reference=_reference, lower=_new))
+register(Op("Hardmax", since=1, infer=_types(1), reference=_flattened(_hardmax)))
+register(Op("Hardmax", since=13, infer=_types(-1), reference=_hardmax))

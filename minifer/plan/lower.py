@@ -11,6 +11,8 @@ where an operator that needs one layout reads what another wrote in a different 
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -219,7 +221,7 @@ class Planner:
             if value is not None:
                 self.set_known(node.outputs[0], value)
                 return False
-        kinds = self._infer(op, call)
+        kinds = self.infer(op, call)
         settled = not ask_the_run and all(
             not n or (k is not None and (not isinstance(k, TensorType) or k.concrete))
             for n, k in zip(node.outputs, kinds)
@@ -238,6 +240,8 @@ class Planner:
             if declined is None:
                 return False
             why = declined.why
+            if int(os.environ.get("MINIFER_DEBUG") or 0) >= 3:
+                print(f"{node.label} has no kernel: {why}", file=sys.stderr)
         self._by_reference(node, captured, kinds if settled else [None] * len(node.outputs), why)
         return not settled
 
@@ -267,7 +271,7 @@ class Planner:
         values = [self.known[n] if n else None for n in node.inputs]
         bound = {n: self.known[n] for n in captured}
         if op.infer is not None and node.inputs:
-            kinds = self._infer(op, Call(node, [type_of_value(v) if v is not None else None for v in values], values,
+            kinds = self.infer(op, Call(node, [type_of_value(v) if v is not None else None for v in values], values,
                                          self._infer_graph))  # fmt: skip
             size = 0
             for kind in kinds:
@@ -280,7 +284,8 @@ class Planner:
             self.set_known(name, value)
         return True
 
-    def _infer(self, op: Op, call: Call) -> list[Type | None]:
+    def infer(self, op: Op, call: Call) -> list[Type | None]:
+        """The result types by the operator's rule, one per output; raises if the node does not fit or is too large."""
         count = len(call.node.outputs)
         if op.infer is None:
             return [None] * count
@@ -302,12 +307,8 @@ class Planner:
 
     def _lower(self, op: Op, node: Node, call: Call) -> Declined | None:
         outputs = [self.types[n] for n in node.outputs if n]
-        if all(isinstance(k, TensorType) and 0 in k.dims for k in outputs):  # nothing to compute
-            for name in filter(None, node.outputs):
-                kind = self.types[name]
-                assert isinstance(kind, TensorType)
-                self.where[name] = {PLAIN: Slot(self.temporary(0), kind.dtype, kind.dims)}
-            return None
+        if all(isinstance(k, TensorType) and 0 in k.dims for k in outputs):
+            return Declined("the result is empty")  # nothing to compute, but perhaps an index to check
         if any(isinstance(k, TensorType) and 0 in k.dims for i, k in enumerate(call.types) if call.value(i) is None):
             return Declined("an input is empty")  # where known (an omitted roi), the operator sees to it
         low = Lowering(self, node, call)
@@ -521,8 +522,11 @@ class Lowering:
 
     def absorb(self, index: int, i: int = 0) -> None:
         """Compute node `index` as well: output `i` becomes its first output. It must have the same type."""
-        node = self.planner.scope.nodes[index]
-        kind = self.planner.types[self.outputs[i]]
+        planner, node = self.planner, self.planner.scope.nodes[index]
+        op, kind = registry.select(node), planner.types[self.outputs[i]]
+        assert op is not None
+        kinds = [planner.types.get(n) if n else None for n in node.inputs]
+        planner.infer(op, Call(node, kinds, [planner.known.get(n) for n in node.inputs]))  # raises if it does not fit
         self.absorbed.add(index)
         self.outputs[i] = node.outputs[0]
         self.planner.set_type(node.outputs[0], kind)

@@ -7,6 +7,9 @@ under the types that turned up.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -176,10 +179,13 @@ class Executor:
         """The first stage for these inputs (and captured values)."""
         fixed = self._fixed(feeds) if self._values is not None else {}
         key = tuple((n, fixed[n].tobytes() if n in fixed else None, key_of(v)) for n, v in feeds.items())
-        found = self.stages.get(key)
+        found = _kept(self.stages, key)
         if found is not None:
             return found
         with self._lock:
+            found = self.stages.get(key)  # another thread may have planned it meanwhile
+            if found is not None:
+                return found
             types = {n: loose_type(v) for n, v in feeds.items()}
             for name, value in self.known.items():
                 types.setdefault(name, type_of_value(value))
@@ -203,10 +209,13 @@ class Executor:
     def _next_stage(self, stage: Stage, env: Mapping[str, Any], clock: Clock) -> Stage:
         names = [n for n, s in stage.plan.outputs if s == n]
         key = tuple(key_of(env[n]) for n in names)
-        found = stage.following.get(key)
+        found = _kept(stage.following, key)
         if found is not None:
             return found
         with self._lock:
+            found = stage.following.get(key)
+            if found is not None:
+                return found
             types = {**stage.types, **{n: loose_type(env[n]) for n in names}}
             return self._keep(stage.following, key, self._make(stage.end, types, stage.known, clock))
 
@@ -219,6 +228,10 @@ class Executor:
     def _make(self, start: int, types: Mapping[str, Type], known: Mapping[str, Any], clock: Clock | None) -> Stage:
         self._clock = clock or Clock(self.settings.limits.max_seconds)
         plan, end = Planner(self.scope, start, types, known).plan()
+        if int(os.environ.get("MINIFER_DEBUG") or 0) >= 1:
+            steps = f"{plan.native_steps()} kernel steps, {len(plan.python_steps())} by reference"
+            print(f"plan of '{self.graph.name}' from node {start}: {steps}, arena {plan.arena_bytes:,} bytes",
+                  file=sys.stderr)  # fmt: skip
         self.scope.ceiling.check(plan.held_bytes(), "the run")
         began = time.monotonic()
         ensure_kernels(plan)
@@ -388,6 +401,15 @@ class Executor:
 
     def _hold(self, nbytes: int) -> None:
         self.scope.ceiling.check(nbytes, "what a loop has gathered")
+
+
+def _kept(table: OrderedDict[Any, Stage], key: Any) -> Stage | None:
+    """A kept stage, marked as used last."""
+    found = table.get(key)
+    if found is not None:
+        with contextlib.suppress(KeyError):  # another thread may have dropped it
+            table.move_to_end(key)
+    return found
 
 
 def kernel_error(step: KernelStep, status: int) -> MiniferError:

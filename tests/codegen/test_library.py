@@ -163,6 +163,18 @@ def test_workers(tmp_path, monkeypatch, capfd):
         build.build([("minifer.kernels.nowhere", "")], host(), progress=False)
 
 
+def test_old_builds_are_deleted(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIFER_CACHE_DIR", str(tmp_path))
+    old, recent, other = tmp_path / f"tiny-{host().name}-1.so", tmp_path / f"tiny-{host().name}-2.so", tmp_path / "mine"
+    for path in (old, recent, other):
+        path.touch()
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    build.build([UNIT], host())
+    assert not old.exists() and recent.exists() and other.exists()
+    assert store.find(UNIT, host()) is not None
+
+
 def test_command_line(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="no kernel family nowhere; there are"):
         build.main(["nowhere"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minifer.codegen import library
+from minifer.codegen import build, library, objects
 from minifer.codegen.lowering import LOWERINGS
 from minifer.kernels import simd
 from minifer.kernels.simd import (
@@ -93,6 +93,7 @@ from minifer.kernels.simd import (
     vzip_low,
 )
 from minifer.kernels.spec import Pointer, kernel, native, ptr, ptr_f32, ptr_i64
+from minifer.kernels.target import TARGETS
 
 FLOATS = (f32, f64)
 INTEGERS = (i8, i16, i32, i64, u8, u16, u32, u64)
@@ -376,6 +377,12 @@ def test_calls():
 def test_every_primitive_has_a_lowering():
     assert set(LOWERINGS) >= simd.PRIMITIVES
     assert SCALARS.keys() == {str(t) for t in ALL}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_primitive_needs_a_library(target):
+    """On every target each primitive becomes instructions, none a call."""
+    assert objects.undefined_symbols(build.object_code(tile.unit, TARGETS[target])) == set()
 
 
 def test_vectors_are_values():
