@@ -41,6 +41,7 @@ from minifer.kernels.simd import (
     share,
     veven,
     vfma,
+    vget,
     viota,
     vload,
     vload_part,
@@ -201,7 +202,7 @@ def weigh_row(score, count, state):
         e = exp_negative(vload(score, j) - base)
         vstore(score, j, e)
         total = total + e
-    factor = exp_negative(old - base)
+    factor = vget(exp_negative(vsplat(score, old - base)), 0)
     state[0] = top
     state[1] = vfma(state[1], factor, hsum(total))
     return factor

@@ -157,24 +157,70 @@ def transpose_panel(x, x_step, y, y_step, rows, columns):
             for i in range(0, rows, block):
                 r = min(i, rows - block)
                 transpose_block(x + (r * x_step + c), x_step, y + (c * y_step + r), y_step)
-    elif rows < columns:
-        for r in range(rows):
-            for c in range(columns):
-                y[c * y_step + r] = x[r * x_step + c]
+    elif rows == 3 and y_step == 3 and block == 4:
+        interleave_3(x, x_step, y, columns)
+    elif columns == 3 and x_step == 3 and block == 4:
+        separate_3(x, y, y_step, rows)
+    elif rows == 2 and y_step == 2:
+        interleave_2(x, x_step, y, columns)
     else:
         for c in range(columns):
             for r in range(rows):
                 y[c * y_step + r] = x[r * x_step + c]
 
 
-def panels_down(rows):
-    """How many panels share the rows."""
-    return (rows + PANEL_ROWS - 1) // PANEL_ROWS
+def interleave_2(x, x_step, y, columns):
+    """Two rows to pairs."""
+    w = lanes(x)
+    whole = columns // w * w
+    for c in range(0, whole, w):
+        a, b = vload(x, c), vload(x, x_step + c)
+        vstore(y, 2 * c, vzip_low(a, b))
+        vstore(y, 2 * c + w, vzip_high(a, b))
+    for c in range(whole, columns):
+        y[2 * c] = x[c]
+        y[2 * c + 1] = x[x_step + c]
 
 
-def panels_across(columns):
+def interleave_3(x, x_step, y, columns):
+    """Three rows to triples (planes to pixels). A store of four is mended by the next; the last ones are exact."""
+    done = (columns - 1) // 4 * 4 if columns > 4 else 0
+    for c in range(0, done, 4):
+        a, b, d = vload_n(x, c, 4), vload_n(x, x_step + c, 4), vload_n(x, 2 * x_step + c, 4)
+        first, second, third, fourth = shuffle_4(shuffle_4((a, b, d, d)))
+        vstore(y, 3 * c, first)
+        vstore(y, 3 * c + 3, second)
+        vstore(y, 3 * c + 6, third)
+        vstore(y, 3 * c + 9, fourth)
+    for c in range(done, columns):
+        for r in range(3):
+            y[3 * c + r] = x[r * x_step + c]
+
+
+def separate_3(x, y, y_step, rows):
+    """Triples to three rows (pixels to planes). A load of four reads into the next triple: the last ones are single."""
+    done = (rows - 1) // 4 * 4 if rows > 4 else 0
+    for r in range(0, done, 4):
+        p = x + 3 * r
+        a, b, c, _ = shuffle_4(shuffle_4((vload_n(p, 0, 4), vload_n(p, 3, 4), vload_n(p, 6, 4), vload_n(p, 9, 4))))
+        vstore(y, r, a)
+        vstore(y, y_step + r, b)
+        vstore(y, 2 * y_step + r, c)
+    for r in range(done, rows):
+        for c in range(3):
+            y[c * y_step + r] = x[3 * r + c]
+
+
+def panels_down(rows, columns):
+    """How many panels share the rows: long ones where there are few columns."""
+    most = PANEL_ROWS if columns > 8 else 8 * PANEL_ROWS
+    return (rows + most - 1) // most
+
+
+def panels_across(rows, columns):
     """How many panels share the columns: none is narrower than half of PANEL_COLUMNS, unless it is alone."""
-    return max(1, (columns + PANEL_COLUMNS // 2) // PANEL_COLUMNS)
+    most = PANEL_COLUMNS if rows > 8 else 32 * PANEL_COLUMNS
+    return max(1, (columns + most // 2) // most)
 
 
 def noise(rng, T, *shape):
@@ -184,6 +230,8 @@ def noise(rng, T, *shape):
 
 def transpose_example(rng, size, T):
     batch, rows, columns = (int(n) for n in rng.integers(1, (4, 9 * size + 2, 5 * size + 2)))
+    thin = int(rng.integers(6))
+    rows, columns = 2 + thin if thin < 2 else rows, 2 + thin // 3 if thin in (2, 3) else columns
     x = noise(rng, T, batch, rows, columns)
     return {"x": x, "y": noise(rng, T, batch, columns, rows), "batch": batch, "rows": rows, "columns": columns}
 
@@ -195,7 +243,7 @@ def transpose_reference(x, y, batch, rows, columns):
 @kernel(reference=transpose_reference, example=transpose_example, tolerance=0, over={"T": WIDTHS})
 def transpose_matrices(x: ptr("T"), y: ptr("T"), batch: i64, rows: i64, columns: i64, tid: i64, nthreads: i64):
     """y[b, c, r] = x[b, r, c]. x: (batch, rows, columns), y: (batch, columns, rows). """
-    down, across = panels_down(rows), panels_across(columns)
+    down, across = panels_down(rows, columns), panels_across(rows, columns)
     panels = batch * down * across
     for panel in range(share(panels, tid, nthreads), share(panels, tid + 1, nthreads)):
         i, j = panel // across % down, panel % across
@@ -252,7 +300,7 @@ def transpose_strided(x: ptr("T"), y: ptr("T"), start: i64, table: ptr_i64, tid:
     """
     x_strides, y_strides = table + RANK, table + 2 * RANK
     columns, rows, x_step, y_step = table[6], table[7], x_strides[7], y_strides[6]
-    down, across = panels_down(rows), panels_across(columns)
+    down, across = panels_down(rows, columns), panels_across(rows, columns)
     panels = down * across
     units = odometer_size(table) * panels
     first = share(units, tid, nthreads)

@@ -19,12 +19,15 @@ WORDS = 4  # of an axis table row: first input position, taps inside, positions 
 
 def axis_table(size: int, out: int, taps: int, stride: int, dilation: int, begin: int, end: int, padded: bool):
     """int64 (out, 4) for one axis. `padded`: the divisor counts taps in the padding too (count_include_pad)."""
-    o = np.arange(out)[:, None]
-    at = o * stride - begin + np.arange(taps) * dilation
-    inside = (at >= 0) & (at < size)
-    first = np.where(inside, at, size).min(axis=1)
-    counted = ((at >= -begin) & (at < size + end)).sum(axis=1) if padded else inside.sum(axis=1)
-    columns = [first, inside.sum(axis=1), np.full(out, dilation), np.maximum(counted, 1)]
+    place = np.arange(out) * stride - begin
+
+    def taps_before(bound):
+        return np.clip(-((place - bound) // dilation), 0, taps)
+
+    skipped, stop = taps_before(0), taps_before(size)
+    counted = taps_before(size + end) - taps_before(-begin) if padded else stop - skipped
+    first = np.where(stop > skipped, place + skipped * dilation, size)
+    columns = [first, stop - skipped, np.full(out, dilation), np.maximum(counted, 1)]
     return np.stack(columns, axis=1).astype(np.int64)
 
 

@@ -29,11 +29,16 @@ def blend_line(x, places, weights, taps, step, y, n):
     """y[i] = sum over t of weights[t] * x[places[t] * step + i] for i < n."""
     w = lanes(x)
     whole = n // w * w
-    for i in range(0, whole, w):
-        total = vload(x, places[0] * step + i) * weights[0]
-        for t in range(1, taps):
-            total = vfma(vload(x, places[t] * step + i), weights[t], total)
-        vstore(y, i, total)
+    if taps == 2:
+        a, b = x + places[0] * step, x + places[1] * step
+        for i in range(0, whole, w):
+            vstore(y, i, vfma(vload(b, i), weights[1], vload(a, i) * weights[0]))
+    else:
+        for i in range(0, whole, w):
+            total = vload(x, places[0] * step + i) * weights[0]
+            for t in range(1, taps):
+                total = vfma(vload(x, places[t] * step + i), weights[t], total)
+            vstore(y, i, total)
     for i in range(whole, n):
         y[i] = blend(x + i, places, weights, taps, step)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,9 +79,9 @@ class Session:
     ):
         if executor not in ("auto", "native", "reference"):
             raise InputError(f"executor must be 'auto', 'native' or 'reference', not {executor!r}")
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, not {threads}")
-        limits = limits if isinstance(limits, Limits) else Limits(**(limits or {}))
+        if threads is not None and not (isinstance(threads, int) and threads >= 1):
+            raise InputError(f"threads must be a number from 1, or None for all CPUs, not {threads!r}")
+        limits = _limits(limits)
         if any(node.op == "Gradient" for node in model.graph.nodes):
             from minifer.passes.gradient import expand_gradients
 
@@ -91,7 +91,7 @@ class Session:
         self.model = model
         native = executor == "native" or (executor == "auto" and kernels_available())
         self.settings = Settings(threads or _cpus(), native, limits)
-        self.graph = optimise(model.graph) if optimize else model.graph
+        self.graph = optimise(model.graph, limits.max_bytes) if optimize else model.graph
         self._executors: dict[frozenset[str], Executor] = {}
         self._closed = False
         graph = model.graph
@@ -196,6 +196,15 @@ class Session:
 
 def _restore(data: bytes, options: dict[str, Any]) -> Session:
     return Session(read_model(data), **options)
+
+
+def _limits(given: Limits | Mapping[str, Any] | None) -> Limits:
+    if isinstance(given, Limits):
+        return given
+    known = {f.name for f in fields(Limits)}
+    if not isinstance(given, Mapping | None) or (given and set(given) - known):
+        raise InputError(f"limits must be a dict with the keys {', '.join(sorted(known))}, not {given!r}")
+    return Limits(**(given or {}))
 
 
 def _cpus() -> int:

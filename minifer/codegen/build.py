@@ -32,25 +32,29 @@ def raw_ir(unit: Unit, target: Target) -> str:
     text = store.read_text(path)
     if text is None:
         _require_numba()
-        from minifer.codegen import numba_bridge
+        from minifer.codegen import lower
 
-        text = numba_bridge.lower_unit(specs_of(unit), target)
+        text = lower.lower_unit(specs_of(unit), target)
         store.write_text(os.path.join(store.cache_directory(), os.path.basename(path)), text)
     return text
 
 
-def object_code(unit: Unit, target: Target, triple: str | None = None) -> bytes:
+def object_code(unit: Unit, target: Target) -> bytes:
     """The unit as an object file for a target, from the cache or compiled now."""
-    path = store.cached_path(unit, target, key_of(unit, target), f"{'-' + triple if triple else ''}.obj")
+    path = store.cached_path(unit, target, key_of(unit, target), ".obj")
     code = store.read(path)
     if code is None:
-        _require_numba()
-        from minifer.codegen import emit
-
-        code = emit.emit_object(raw_ir(unit, target), [s.name for s in specs_of(unit)], target, triple)
-        if target != host():  # the host's is kept as a library
-            store.write(os.path.join(store.cache_directory(), os.path.basename(path)), code)
+        code = compiled(unit, target)
+        store.write(os.path.join(store.cache_directory(), os.path.basename(path)), code)
     return code
+
+
+def compiled(unit: Unit, target: Target, triple: str | None = None) -> bytes:
+    """The unit compiled now to an object file; `triple` overrides the target's."""
+    _require_numba()
+    from minifer.codegen import emit
+
+    return emit.emit_object(raw_ir(unit, target), [s.name for s in specs_of(unit)], target, triple)
 
 
 def library_bytes(unit: Unit, target: Target, suffix: str = SUFFIX) -> bytes:
@@ -58,10 +62,10 @@ def library_bytes(unit: Unit, target: Target, suffix: str = SUFFIX) -> bytes:
     from minifer.codegen import elf
 
     if suffix == ".so":
-        return elf.link_shared([object_code(unit, target)], [s.name for s in specs_of(unit)], f"minifer_{unit[1]}.so")
+        return elf.link_shared([compiled(unit, target)], [s.name for s in specs_of(unit)], f"minifer_{unit[1]}.so")
     import llvmlite.binding as llvm
 
-    return object_code(unit, target, llvm.get_process_triple() + ("-elf" if sys.platform == "win32" else ""))
+    return compiled(unit, target, llvm.get_process_triple() + ("-elf" if sys.platform == "win32" else ""))
 
 
 def build_unit(unit: Unit, target: Target, suffix: str = SUFFIX) -> str:

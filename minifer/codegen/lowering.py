@@ -897,5 +897,3 @@ def _indirect_call(function: Callable, count: int) -> None:
 
 _indirect_call(simd.call_entry, 4)
 _indirect_call(simd.call_c, 6)
-
-from minifer.codegen import lowering_tile as lowering_tile  # noqa: E402  registers the tile's rules

@@ -409,7 +409,7 @@ def _pair_sums(context, builder, a, b):
         for start in (0, count // 2):
             lanes = list(range(start, start + count // 2))
             halves.append(_pair_sums(context, builder, shuffle(builder, a, a, lanes), shuffle(builder, b, b, lanes)))
-        return shuffle(builder, *halves, list(range(count // 2)))
+        return shuffle(builder, halves[0], halves[1], list(range(count // 2)))
     result = ir.VectorType(I32, count // 2)
     kind = ir.FunctionType(result, [a.type, b.type])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)

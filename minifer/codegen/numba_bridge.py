@@ -13,16 +13,16 @@ If a new Numba breaks something, it breaks here; tests/codegen/test_numba_bridge
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
 import operator
 import re
 import types as python_types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import llvmlite.binding as llvm
-import numba
 from llvmlite import ir
 from numba.core import (
     callconv,
@@ -423,6 +423,25 @@ class Context(cpu.CPUContext):
         )
         return result.fndesc, result.library
 
+    def call(self, builder: ir.IRBuilder, description, values: list):
+        """Emit a call of a compiled function: (its result, the result's type)."""
+        callee = self.declare_function(builder.module, description)
+        _, result = self.call_conv.call_function(builder, callee, description.restype, description.argtypes, values)
+        return result, types.unliteral(description.restype)
+
+    def empty_module(self) -> ir.Module:
+        return self._internal_codegen._create_empty_module("exports")
+
+    @contextlib.contextmanager
+    def compiling(self):
+        """Holds Numba's compiler lock, and makes this the context in which our functions are typed."""
+        with global_compiler_lock:
+            before, Context.current = Context.current, self
+            try:
+                yield
+            finally:
+                Context.current = before
+
     def _substituted(self, function: Callable) -> Callable:
         """A copy of the function whose globals and closure hold values that Numba can type."""
         code = function.__code__
@@ -461,101 +480,28 @@ class Context(cpu.CPUContext):
         return HelperValue(function)
 
 
-# ---------------------------------------------------------------- whole units
+# ---------------------------------------------------------------- modules and errors
+
+#: what Numba raises for source that it cannot compile
+COMPILE_ERRORS = (
+    errors.NumbaError, NotImplementedError, AssertionError, TypeError, KeyError, AttributeError,
+)  # fmt: skip
 
 
-def _entry(context: Context, module: ir.Module, spec: KernelSpec, description) -> None:
-    """Emit `i64 name(i64* args, i64* bases, i64 tid, i64 nthreads)`: unpack the record, call the body."""
-    words = I64.as_pointer()
-    function = ir.Function(module, ir.FunctionType(I64, [words, words, I64, I64]), spec.name)
-    builder = ir.IRBuilder(function.append_basic_block())
-    args, bases, tid, nthreads = function.args
-    values, word = [], 0
-
-    def take():
-        nonlocal word
-        value = builder.load(builder.gep(args, [I64(word)]))
-        word += 1
-        return value
-
-    for parameter in spec.parameters:
-        kind = numba_type(parameter.type)
-        if isinstance(kind, PointerType):
-            base = builder.load(builder.gep(bases, [take()]))
-            values.append(builder.inttoptr(builder.add(base, take()), context.get_value_type(kind)))
-        elif isinstance(kind, types.Float):
-            number = builder.bitcast(take(), ir.DoubleType())
-            values.append(context.cast(builder, number, types.float64, kind))
-        else:
-            values.append(context.cast(builder, take(), types.int64, kind))
-    builder.ret(_call(context, builder, description, [*values, tid, nthreads]))
-
-
-def _plain(context: Context, module: ir.Module, spec: NativeFunction, description) -> None:
-    """Emit the function with the C signature of its parameters and an i64 result."""
-    kinds = [context.get_value_type(numba_type(p.type)) for p in spec.parameters]
-    function = ir.Function(module, ir.FunctionType(I64, kinds), spec.name)
-    builder = ir.IRBuilder(function.append_basic_block())
-    builder.ret(_call(context, builder, description, list(function.args)))
-
-
-def _call(context: Context, builder: ir.IRBuilder, description, values: list):
-    """Call a compiled body; its integer result, or 0."""
-    callee = context.declare_function(builder.module, description)
-    _, result = context.call_conv.call_function(builder, callee, description.restype, description.argtypes, values)
-    kind = types.unliteral(description.restype)
-    if isinstance(kind, types.NoneType):
-        return I64(0)
-    if not isinstance(kind, types.Integer | types.Boolean):
-        raise KernelError(f"{description.qualname} must always return an integer or never return a value, not {kind}")
-    return context.cast(builder, result, kind, types.int64)
-
-
-def lower_unit(specs: Sequence[KernelSpec | NativeFunction], target: Target) -> str:
-    """The kernels and functions of one unit as unoptimised LLVM IR text; KernelError names the one that fails."""
-    with global_compiler_lock:
-        Context.current = context_for(target)
-        try:
-            return _lower_all(Context.current, specs)
-        finally:
-            Context.current = None
-
-
-@functools.cache
-def context_for(target: Target) -> Context:
-    """The context of a target: kept, because helpers compiled for one unit serve the next."""
-    from minifer.codegen.lowering import LOWERINGS
-
-    return Context(target, LOWERINGS)
-
-
-def _lower_all(context: Context, specs: Sequence[KernelSpec | NativeFunction]) -> str:
-    exports = context._internal_codegen._create_empty_module("exports")
-    libraries: dict[int, _Library] = {}
-    for spec in specs:
-        kernel = isinstance(spec, KernelSpec)
-        try:
-            kinds = [numba_type(p.type) for p in spec.parameters]
-            description, library = context.compile(spec.body, kinds + [types.int64] * (2 * kernel))
-            (_entry if kernel else _plain)(context, exports, spec, description)
-        except KernelError:
-            raise
-        except (errors.NumbaError, NotImplementedError, AssertionError, TypeError, KeyError, AttributeError) as problem:
-            raise KernelError(f"kernel {spec.name} ({spec.family}) does not compile: {_readable(problem)}") from problem
-        library.reach(libraries)
+def linked(exports: ir.Module, libraries: Iterable[_Library]) -> str:
+    """One module's text: the exported functions and all that they reach."""
     module = llvm.parse_assembly(cgutils.normalize_ir_text(str(exports)))
-    for library in libraries.values():
+    reached: dict[int, _Library] = {}
+    for library in libraries:
+        library.reach(reached)
+    for library in reached.values():
         for text in library.texts:
             module.link_in(llvm.parse_assembly(text))
     module.verify()
     return str(module)
 
 
-def _readable(problem: Exception) -> str:
+def readable(problem: Exception) -> str:
     """Numba's message without colours and empty lines."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(problem)) or type(problem).__name__
     return "\n".join(line for line in text.splitlines() if line.strip())
-
-
-def version() -> str:
-    return numba.__version__

@@ -27,7 +27,7 @@ Spec: TypeAlias = registry.KernelSpec | registry.NativeFunction
 SUFFIX = ".so" if sys.platform.startswith("linux") or "bsd" in sys.platform else ".o"
 
 #: the code generator's files that decide what is built
-_GENERATOR = ("numba_bridge.py", "lowering.py", "lowering_tile.py", "emit.py", "elf.py", "objects.py")
+_GENERATOR = ("numba_bridge.py", "lowering.py", "lowering_tile.py", "lower.py", "emit.py", "elf.py", "objects.py")
 _MENTION = re.compile(r"minifer\.kernels\.(\w+)|from minifer\.kernels import ([\w, \n()]+)")
 _MAGIC = b"minifer\x01"
 

@@ -16,6 +16,7 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
+from minifer.ops.lower_attention import lower_attention, lower_rotary
 from minifer.ops.registry import Call, Op, register
 from minifer.ops.shapes import Fail
 from minifer.ops.window import wide
@@ -248,7 +249,7 @@ def _infer_attention(call: Call) -> list[TensorType]:
 
 
 # 24 adds an input and 25 two attributes; a node of an older version cannot carry them
-register(Op("Attention", since=23, infer=_infer_attention, reference=_attention))
+register(Op("Attention", since=23, infer=_infer_attention, reference=_attention, lower=lower_attention))
 
 
 # --- RotaryEmbedding ---
@@ -306,7 +307,7 @@ def _infer_rotary(call: Call) -> TensorType:
     return call.tensor(0)
 
 
-register(Op("RotaryEmbedding", since=23, infer=_infer_rotary, reference=_rotary))
+register(Op("RotaryEmbedding", since=23, infer=_infer_rotary, reference=_rotary, lower=lower_rotary))
 
 
 # --- LinearAttention ---

@@ -24,7 +24,7 @@ from minifer.ops.registry import CHANNELS_LAST, PLAIN, Declined
 #: one axis of a view: (size, stride in elements)
 Axis = tuple[int, int]
 
-#: a run of equal elements that is at least this long is written as such
+#: a run of elements is at least this long
 SHORT = 8
 
 TOO_MANY_AXES = Declined(f"more than {RANK} axes that cannot be merged")
@@ -168,8 +168,8 @@ def write(low: Any, slot: Any, start: int, axes: Sequence[Axis], target: Any) ->
     if len(sizes) > RANK:
         return TOO_MANY_AXES
     kind = width(nbytes)
-    filled = sizes and strides[-1] == 0 and sizes[-1] >= SHORT
-    if len(sizes) > 1 and strides[-1] != 1 and 1 in strides and not filled:
+    quick = sizes and strides[-1] in (0, 1, 2) and sizes[-1] >= SHORT  # rows that are written as vectors
+    if len(sizes) > 1 and strides[-1] != 1 and 1 in strides and not quick:
         at = strides.index(1)
         order = [a for a in range(len(sizes) - 1) if a != at] + [at, len(sizes) - 1]
         out = dense(sizes)

@@ -12,6 +12,7 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError, UnsupportedError
 from minifer.ir import Dim, TensorType
+from minifer.ops.lower_integer import lower_dynamic_quantize_matmul, lower_matmul_integer_to_float, lower_qgemm
 from minifer.ops.microsoft_dense import DOMAIN, gemm_shape, matmul_shape
 from minifer.ops.microsoft_quant import saturate, scalar
 from minifer.ops.registry import Call, Op, register
@@ -84,10 +85,18 @@ register(
         domain=DOMAIN,
         infer=_infer_product(0),
         reference=_dynamic_quantize_matmul,
+        lower=lower_dynamic_quantize_matmul,
     )
 )
 register(
-    Op("MatMulIntegerToFloat", since=1, domain=DOMAIN, infer=_infer_product(2), reference=_matmul_integer_to_float)
+    Op(
+        "MatMulIntegerToFloat",
+        since=1,
+        domain=DOMAIN,
+        infer=_infer_product(2),
+        reference=_matmul_integer_to_float,
+        lower=lower_matmul_integer_to_float,
+    )
 )
 
 
@@ -121,7 +130,7 @@ def _infer_qgemm(call: Call) -> TensorType:
     return TensorType(dtype, gemm_shape(call.fail, a, b, call.attr("transA", 0), call.attr("transB", 0)))
 
 
-register(Op("QGemm", since=1, domain=DOMAIN, infer=_infer_qgemm, reference=_qgemm))
+register(Op("QGemm", since=1, domain=DOMAIN, infer=_infer_qgemm, reference=_qgemm, lower=lower_qgemm))
 
 
 # --- MatMulNBits ---

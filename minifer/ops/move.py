@@ -69,6 +69,8 @@ def _infer_expand(call):
 
 
 def _lower_expand(low):
+    if low.value(1) is None:
+        return Declined("the shape is not known before the run, and must be checked")
     return stretch(low, low.out_shape())
 
 

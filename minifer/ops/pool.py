@@ -19,7 +19,17 @@ from minifer.ops.lower_pool import lower_average_pool, lower_max_pool
 from minifer.ops.lower_reduce import MAX, MEAN, lower_global_lp_pool, lower_global_pool
 from minifer.ops.registry import Call, Op, register
 from minifer.ops.shapes import Fail, integers
-from minifer.ops.window import Window, need_rank, per_axis, slide, split_pads, tap_range, wide, window_of_call
+from minifer.ops.window import (
+    Window,
+    need_rank,
+    per_axis,
+    slide,
+    split_pads,
+    tap_range,
+    taps_inside,
+    wide,
+    window_of_call,
+)
 
 # --- the sliding reductions ---
 
@@ -27,7 +37,7 @@ from minifer.ops.window import Window, need_rank, per_axis, slide, split_pads, t
 def _reduce_axis(x: np.ndarray, window: Window, i: int, ufunc, fill) -> np.ndarray:
     """Reduce every window along spatial axis `i` with ufunc (maximum or add); `fill` stands outside the data."""
     axis, out = 2 + i, int(window.out[i])  # type: ignore[arg-type]
-    taps = [tap_range(window, i, t, x.shape[axis]) for t in range(window.kernel[i])]
+    taps = [tap_range(window, i, t, x.shape[axis]) for t in taps_inside(window, i, x.shape[axis])]
     y = np.full((*x.shape[:axis], out, *x.shape[axis + 1 :]), fill, x.dtype)
     ahead = (slice(None),) * axis
     for places, source in taps:
@@ -49,9 +59,9 @@ def _counts(window: Window, spatial: Sequence[int], include_pad: int) -> np.ndar
     for i, size in enumerate(spatial):
         begin, end = window.pads[i]
         places = np.arange(window.out[i]) * window.strides[i] - begin  # type: ignore[arg-type]
-        taps = places[:, None] + np.arange(window.kernel[i]) * window.dilations[i]
-        low, high = (-begin, size + end) if include_pad else (0, size)
-        total = np.multiply.outer(total, ((taps >= low) & (taps < high)).sum(axis=1))
+        bounds = (-begin, size + end) if include_pad else (0, size)
+        first, stop = (np.clip(-((places - b) // window.dilations[i]), 0, window.kernel[i]) for b in bounds)
+        total = np.multiply.outer(total, stop - first)
     return np.maximum(total, 1)  # a window that meets padding alone averages to zero
 
 
@@ -127,7 +137,7 @@ def _max_with_index(x: np.ndarray, window: Window, storage_order: int) -> tuple[
     index = np.full(best.shape, -1, np.int64)
     order = "F" if storage_order else "C"
     position = np.arange(math.prod(spatial)).reshape(spatial, order=order)  # type: ignore[call-overload]
-    for tap in itertools.product(*map(range, window.kernel)):
+    for tap in itertools.product(*(taps_inside(window, i, size) for i, size in enumerate(spatial))):
         ranges = [tap_range(window, i, t, spatial[i]) for i, t in enumerate(tap)]
         places = (...,) + tuple(r[0] for r in ranges)
         source = tuple(r[1] for r in ranges)

@@ -159,6 +159,8 @@ class Op:
         if count < least or (most is not None and count > most):
             wanted = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
             raise ModelError(f"{node.label} has {count} inputs, and {self.name}-{self.since} takes {wanted}")
+        if most is not None and "" in node.inputs[:least]:
+            raise ModelError(f"{node.label} leaves out input {node.inputs.index('')}, which it must have")
         attrs = node.attrs.keys() - set(self.ignore)
         if not self._any_attribute and not self._parameters.issuperset(attrs):
             unknown = ", ".join(sorted(attrs - self._parameters))

@@ -18,6 +18,7 @@ from minifer.ir import Dim
 from minifer.ops.registry import Call
 from minifer.ops.shapes import Fail
 
+LARGEST = 2**31 - 1  # of a kernel size, stride, dilation or pad: positions can then be counted in 64 bits
 AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
 
@@ -49,8 +50,8 @@ def per_axis(values: Sequence[int] | None, rank: int, name: str, least: int, fai
         return (least,) * rank
     if len(values) != rank:
         raise fail(f"{name} {list(values)} has {len(values)} entries; {rank} spatial axes need {rank}")
-    if min(values) < least:
-        raise fail(f"{name} {list(values)} has an entry below {least}")
+    if min(values) < least or max(values) > LARGEST:
+        raise fail(f"{name} {list(values)} has an entry {f'below {least}' if min(values) < least else 'far too large'}")
     return tuple(int(v) for v in values)
 
 
@@ -62,6 +63,8 @@ def split_pads(pads: Sequence[int] | None, rank: int, fail: Fail) -> tuple[tuple
         raise fail(f"pads {list(pads)} has {len(pads)} entries; {rank} spatial axes need {2 * rank}")
     if min(pads) < 0:
         raise fail(f"pads {list(pads)} has a negative entry; use Slice to crop")
+    if max(pads) > LARGEST:
+        raise fail(f"pads {list(pads)} has an entry far too large")
     return tuple(pads[:rank]), tuple(pads[rank:])
 
 
@@ -133,6 +136,14 @@ def window_of_call(call: Call, spatial: Sequence[Dim], kernel: Sequence[int]) ->
         auto_pad=call.attr("auto_pad", "NOTSET"),
         ceil_mode=call.attr("ceil_mode", 0),
     )
+
+
+def taps_inside(window: Window, i: int, size: int) -> range:
+    """The kernel taps of spatial axis `i` that meet the data at one place or another, of an axis of `size`."""
+    step, spread, out = window.strides[i], window.dilations[i], int(window.out[i])  # type: ignore[arg-type]
+    begin = int(window.begin[i])  # type: ignore[arg-type]
+    first = max(0, -((max(out - 1, 0) * step - begin) // spread))
+    return range(first, min(window.kernel[i], (begin + size - 1) // spread + 1))
 
 
 def tap_range(window: Window, i: int, tap: int, size: int) -> tuple[slice, slice]:

@@ -23,17 +23,20 @@ Pass = Callable[[Graph], Graph]
 PASSES: tuple[Pass, ...] = (fold_constants, remove_identity, merge_equal, hard_swish, fold_scale, remove_dead)
 
 
-def optimise(graph: Graph) -> Graph:
-    """Run all passes."""
+def optimise(graph: Graph, max_bytes: int | None = None) -> Graph:
+    """Run all passes. `max_bytes` bounds what constant folding may make."""
     debug = int(os.environ.get("MINIFER_DEBUG", "0"))
     stop = int(os.environ.get("MINIFER_STOP", len(PASSES)))
     for step in PASSES[:stop]:
         start, before = time.perf_counter(), len(graph.nodes)
-        graph = step(graph)
         try:
+            graph = fold_constants(graph, max_bytes) if step is fold_constants else step(graph)
             graph.check()
         except MiniferError as error:
             raise MiniferError(f"the pass {step.__name__} broke the graph: {error}") from error
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise MiniferError(f"the pass {step.__name__} failed ({what}); optimize=False leaves it out") from error
         if debug >= 1:
             spent = 1e3 * (time.perf_counter() - start)
             print(f"{step.__name__}: {before} -> {len(graph.nodes)} nodes, {spent:.1f} ms", file=sys.stderr)

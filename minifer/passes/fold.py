@@ -27,10 +27,14 @@ class _Budget:
     left: int
 
 
-def fold_constants(graph: Graph) -> Graph:
-    """Replace nodes with constant inputs by their values, and If nodes with a constant condition by their branch."""
+def fold_constants(graph: Graph, max_bytes: int | None = None) -> Graph:
+    """Replace nodes with constant inputs by their values, and If nodes with a constant condition by their branch.
+
+    The values take at most `max_bytes`; what would take more is left to the run.
+    """
     stored = sum(getattr(v, "nbytes", 0) for v in graph.consts.values())
-    return _fold(graph, {}, _Budget(max(LEAST_BUDGET, TIMES * stored)))
+    budget = max(LEAST_BUDGET, TIMES * stored)
+    return _fold(graph, {}, _Budget(budget if max_bytes is None else min(budget, max_bytes)))
 
 
 def _fold(graph: Graph, outer: Mapping[str, Any], budget: _Budget) -> Graph:

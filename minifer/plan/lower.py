@@ -40,6 +40,7 @@ from minifer.plan.plan import (
 )
 
 FOLD_LIMIT = 1 << 26  # bytes: a larger result is computed at run time rather than kept in the plan
+FOLD_TOTAL = 1 << 28  # bytes of all such results in one stage
 
 RunGraph = Callable[[Graph, Sequence[Any], Mapping[str, Any]], list[Any]]
 
@@ -99,6 +100,8 @@ class Planner:
         self.local: dict[str, Any] = {}  # what this stage found out, for the next ones
         self.local_types: dict[str, Type] = {}
         self.index = start
+        self.inferred: dict[Any, Any] = {}  # types of subgraphs
+        self.folded = 0  # bytes of the values found so far
 
     def packed(self, name: str, key: Any, make: Callable[[], np.ndarray]) -> Slot:
         """A constant in a kernel's own form, kept for all plans where it comes from a graph constant."""
@@ -277,8 +280,9 @@ class Planner:
             for kind in kinds:
                 if isinstance(kind, TensorType) and kind.concrete:
                     size += int(np.prod(kind.dims, dtype=np.int64)) * itemsize(kind.dtype)
-            if size > FOLD_LIMIT:
+            if size > FOLD_LIMIT or self.folded + size > FOLD_TOTAL:
                 return False
+            self.folded += size
         results = op.call(Context(node, lambda graph, inputs: self.scope.run_graph(graph, inputs, bound)), values)
         for name, value in zip(node.outputs, results):
             self.set_known(name, value)
@@ -297,7 +301,7 @@ class Planner:
     def _infer_graph(self, graph: Graph, types: Sequence[Type | None]) -> list[Type | None]:
         from minifer.plan.types import infer_graph
 
-        return infer_graph(graph, types, self.types, self.known)
+        return infer_graph(graph, types, self.types, self.known, self.inferred)
 
     def _tensors_only(self, node: Node) -> bool:
         kinds = [self.types.get(n) for n in (*node.inputs, *node.outputs) if n]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minifer.errors import MiniferError
 from minifer.ir import Graph, TensorType, Type, type_of_value
 from minifer.ops import registry
 from minifer.ops.registry import Call, Context
@@ -15,8 +16,12 @@ from minifer.ops.registry import Call, Context
 SMALL = 4096  # elements: larger values are not followed while inferring
 
 
+#: Results of `infer_graph` by graph and types: nested loops would ask for the innermost body exponentially often.
+Memo = dict[Any, Any]
+
+
 def infer_types(
-    graph: Graph, types: Mapping[str, Type], known: Mapping[str, Any] | None = None
+    graph: Graph, types: Mapping[str, Type], known: Mapping[str, Any] | None = None, memo: Memo | None = None
 ) -> tuple[dict[str, Type], dict[str, Any]]:
     """Types and known values of all names of a graph, from those of its inputs and of outer names.
 
@@ -24,6 +29,7 @@ def infer_types(
     """
     types = dict(types)
     values = dict(known or {})
+    shared: Memo = {} if memo is None else memo
     for name, value in graph.consts.items():
         if name not in graph.inputs:
             types[name] = type_of_value(value)
@@ -37,7 +43,7 @@ def infer_types(
             node,
             [types.get(n) if n else None for n in node.inputs],
             inputs,
-            lambda sub, kinds: infer_graph(sub, kinds, types, values),
+            lambda sub, kinds: infer_graph(sub, kinds, types, values, shared),
         )
         if op.known is not None and (value := op.known(call)) is not None:
             values[node.outputs[0]] = value
@@ -64,9 +70,27 @@ def infer_types(
 
 
 def infer_graph(
-    graph: Graph, inputs: Sequence[Type | None], outer: Mapping[str, Type], known: Mapping[str, Any]
+    graph: Graph, inputs: Sequence[Type | None], outer: Mapping[str, Type], known: Mapping[str, Any], memo: Memo
 ) -> list[Type | None]:
     """Output types of a subgraph from the types of its inputs and of the outer names that it reads."""
+    if id(graph) not in memo:
+        memo[id(graph)] = (graph, graph.captured())  # the graph too: an id is good as long as its object lives
+    reads = [(outer.get(n), known.get(n)) for n in memo[id(graph)][1]]
+    key = (id(graph), tuple(inputs), tuple((kind, _content(value)) for kind, value in reads))
+    if key not in memo:
+        try:
+            memo[key] = _infer_graph(graph, inputs, outer, known, memo), reads
+        except MiniferError as error:
+            memo[key] = error, reads
+    found = memo[key][0]
+    if isinstance(found, MiniferError):
+        raise found
+    return list(found)
+
+
+def _infer_graph(
+    graph: Graph, inputs: Sequence[Type | None], outer: Mapping[str, Type], known: Mapping[str, Any], memo: Memo
+) -> list[Type | None]:
     types = dict(outer)
     for name, kind in zip(graph.inputs, inputs):
         declared = graph.types.get(name)
@@ -75,8 +99,15 @@ def infer_graph(
             types[name] = chosen
         else:
             types.pop(name, None)
-    found, _ = infer_types(graph, types, {k: v for k, v in known.items() if k not in graph.inputs})
+    found, _ = infer_types(graph, types, {k: v for k, v in known.items() if k not in graph.inputs}, memo)
     return [found.get(n, graph.types.get(n)) for n in graph.outputs]
+
+
+def _content(value: Any) -> Any:
+    """What tells a value from others: its elements where they are few, else the object."""
+    if _small(value) and value.dtype != object:
+        return (value.dtype, value.shape, value.tobytes())
+    return id(value)
 
 
 def _large(kind: Type | None) -> bool:

@@ -256,6 +256,8 @@ class Executor:
         while True:
             try:
                 return self._run(feeds, clock)
+            except MemoryError as error:
+                raise LimitError(f"the run does not fit into memory ({error}): use smaller inputs") from error
             except WrongType as wrong:  # plan again, with that node asked at run time
                 if wrong.index in asked:
                     node = self.scope.nodes[wrong.index]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minifer.codegen import build, elf, library, numba_bridge, objects, store
+from minifer.codegen import build, elf, library, lower, objects, store
 from minifer.errors import KernelError
 from minifer.kernels.spec import KERNELS, Parameter, kernel, ptr_f32
 from minifer.kernels.target import TARGETS, host
@@ -193,7 +193,7 @@ def test_compile_error_names_the_kernel():
     spec = kernel(name="tiny_broken", outputs=())(broken)
     del KERNELS["tiny_broken"]
     with pytest.raises(KernelError, match=r"kernel tiny_broken .*does not compile(.|\n)*nonsense"):
-        numba_bridge.lower_unit([spec], host())
+        lower.lower_unit([spec], host())
 
 
 def mixed(x: ptr_f32, tid, nthreads):
@@ -206,7 +206,7 @@ def test_result_must_be_an_integer():
     spec = kernel(name="tiny_mixed", outputs=())(mixed)
     del KERNELS["tiny_mixed"]
     with pytest.raises(KernelError, match="integer"):
-        numba_bridge.lower_unit([spec], host())
+        lower.lower_unit([spec], host())
 
 
 def test_registration_errors():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minifer.codegen import build, library, objects
-from minifer.codegen.lowering import LOWERINGS
+from minifer.codegen.lower import LOWERINGS
 from minifer.kernels import simd
 from minifer.kernels.simd import (
     MR,

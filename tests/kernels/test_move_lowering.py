@@ -66,10 +66,13 @@ def cut(rng):
     shape = dims(rng, 1, 5, 14)
     nodes, inputs, x, _ = source(rng, shape)
     axes = rng.permutation(len(shape))[: int(rng.integers(1, len(shape) + 1))]
-    steps_ = rng.choice([1, 1, 1, 2, -1, -2, 3], len(axes))
-    starts = [int(rng.integers(0, 2)) if s > 0 else -1 - int(rng.integers(0, 2)) for s in steps_]
-    ends = [int(rng.choice([2**31, shape[a], -1])) if s > 0 else -(2**31) for s, a in zip(steps_, axes)]
-    consts = {"b": ints(*starts), "e": ints(*ends), "a": ints(*axes), "s": ints(*steps_)}
+    strides = [int(s) for s in rng.choice([1, 1, 1, 2, -1, -2, 3], len(axes))]
+    starts, ends = [], []
+    for axis, stride in zip(axes, strides):  # never an empty result
+        first, wide = int(rng.integers(0, 2)), shape[axis] > 2
+        starts.append(first * wide if stride > 0 else -1 - first * wide)
+        ends.append(int(rng.choice([2**31, shape[axis], -1 if wide else 9])) if stride > 0 else -(2**31))
+    consts = {"b": ints(*starts), "e": ints(*ends), "a": ints(*axes), "s": ints(*strides)}
     return [*nodes, node("Slice", [x, "b", "e", "a", "s"], ["y"])], inputs, consts, ["y"]
 
 
