@@ -1,4 +1,4 @@
-"""Scaled dot product attention, float32, in one pass: y = softmax(q k^T * scale + bias) v without writing the scores out.
+"""Scaled dot product attention, float32, in one pass: softmax(q k^T * scale + bias) v, the scores never written out.
 
 A unit of work is a block of queries of one head. It walks through its keys in blocks and keeps, for each query, the
 largest score so far, the sum of the exponentials relative to it and the weighted sum of the values; a new largest score
@@ -10,8 +10,8 @@ where they lie, by row pointers, and the softmax has no sum across lanes. Few qu
 those see attention_decode.py.
 
 Tensors are found by strides, so heads may lie one after another or side by side, or all three tensors in one. Heads of
-keys may serve several heads of queries (Ainslie et al., "GQA", 2023). The numbers come in a table of integers, indexed by
-the names below.
+keys may serve several heads of queries (Ainslie et al., "GQA", 2023). The numbers come in a table of integers, indexed
+by the names below.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from minifer.kernels.mathfn import exp_negative, tanh
-from minifer.kernels.move import copy_run, transpose_panel
+from minifer.kernels.move import transpose_panel
 from minifer.kernels.simd import (
     MR,
     NR,
@@ -60,8 +60,9 @@ INFINITY = float("inf")
 
 
 def geometry(
-    batch, heads, groups, queries, keys, size, width, *, q, k, v, y, bias=None, extra=None, sink=False, left=FAR, right=FAR
-) -> np.ndarray:
+    batch, heads, groups, queries, keys, size, width, *, q, k, v, y, bias=None, extra=None, sink=False, left=FAR,
+    right=FAR,
+) -> np.ndarray:  # fmt: skip
     """The table. q, k, v, y: (start, batch, head, row); bias and extra: (start, batch, head, query, key) or None."""
     flags = [int(bias is not None), int(extra is not None), int(sink)]
     sizes = [batch, heads, groups, queries, keys, size, width, left, right]
@@ -190,8 +191,8 @@ def attention(
     q: (batch, heads, queries, size), k: (batch, groups, keys, size), v: (batch, groups, keys, width), y as q with
     `width` columns; h' = h // (heads / groups). cap(x) = softcap * tanh(x / softcap), or x where softcap is 0.
     bias, extra: added to the scores, any of their axes broadcast. spans: (batch, 2) = (c, p): entry b has the keys
-    below c, and query i stands at position p + i: it sees the keys from p + i - LEFT to p + i + RIGHT. sink: (heads,), a
-    further score per head that takes its share of the softmax and gives nothing. A query that sees no key gives 0.
+    below c, and query i stands at position p + i: it sees the keys from p + i - LEFT to p + i + RIGHT. sink: (heads,),
+    a further score per head that takes its share of the softmax and gives nothing. A query that sees no key gives 0.
     scratch: scratch_floats(size, width) per thread; g: the geometry.
 
     2 (size + width) FLOPs per query and visible key. Error <= 4e-6 (1 + sum |w v|) for scores up to about 10; it grows
@@ -355,7 +356,7 @@ def weigh(score, state, count, n):
 
 
 def pack_values(v, v_row, packed, width, count):
-    """packed[f / MR, j, :] = v[j, f : f + MR], so that a tile reads one run of memory. Writes a little behind the end."""
+    """packed[f / MR, j, :] = v[j, f : f + MR], so that a tile reads one run; writes a little behind the end."""
     w = lanes(v)
     for f in range(0, width, MR):
         target = packed + f * count

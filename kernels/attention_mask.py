@@ -1,7 +1,7 @@
 """What attention is told about which keys there are: masks as biases, lengths as spans.
 
-The kernels of attention.py know one form of each: a float32 bias that is added to the scores, and for each batch entry a
-span (number of keys, position of the first query among them). These kernels make them from the forms that models use.
+The kernels of attention.py know one form of each: a float32 bias that is added to the scores, and for each batch entry
+a span (number of keys, position of the first query among them). These kernels make them from the forms that models use.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def range_bias_reference(ends, starts, y, batch, keys, has_start, fill):
 
 @kernel(reference=range_bias_reference, example=range_bias_example, tolerance=0, group="flags")
 def range_bias(
-    ends: ptr_i32, starts: ptr_i32, y: ptr_f32, batch: i64, keys: i64, has_start: i64, fill: f32, tid: i64, nthreads: i64
-):
+    ends: ptr_i32, starts: ptr_i32, y: ptr_f32, batch: i64, keys: i64, has_start: i64, fill: f32,
+    tid: i64, nthreads: i64,
+):  # fmt: skip
     """y[b, j] = 0 where starts[b] <= j < ends[b], else fill. ends, starts: (batch,), y: (batch, keys).
 
     starts is read where has_start is not 0.

@@ -49,6 +49,7 @@ def bad_index(values, size):
 
 def gather_rows_example(rng, size, T):
     outer, have, run = (int(n) for n in rng.integers(1, (4, 3 * size + 1, 5 * size + 1)))
+    run = run if rng.random() < 0.7 else 1
     count = int(rng.integers(1, 4 * size + 1))
     indices, index_bytes = random_indices(rng, have, count)
     return {
@@ -70,6 +71,22 @@ def gather_rows(
 ):  # fmt: skip
     """y[o, i] = x[o, indices[i]]. x: (outer, size, run), indices: (count,), y: (outer, count, run)."""
     wide, narrow = cast(indices, i64), cast(indices, i32)
+    if run == 1:
+        status = 0
+        for o in range(outer):
+            source, target = x + o * size, y + o * count
+            for i in range(share(count, tid, nthreads), share(count, tid + 1, nthreads)):
+                at = wrapped(index_at(wide, narrow, index_bytes, i), size)
+                if at < 0:
+                    status = OUT_OF_RANGE
+                else:
+                    target[i] = source[at]
+        return status
+    return gather_runs(x, wide, narrow, y, outer, size, count, run, index_bytes, tid, nthreads)
+
+
+def gather_runs(x, wide, narrow, y, outer, size, count, run, index_bytes, tid, nthreads):
+    """The body of `gather_rows` for runs of more than one element."""
     pieces = (run + PIECE - 1) // PIECE
     units = outer * count * pieces
     first = share(units, tid, nthreads)

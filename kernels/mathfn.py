@@ -42,12 +42,13 @@ def power_of_two(n):
     return bitcast((n + 127) << 23, f32)
 
 
-def _exp_tail(r):
-    """(exp(r) - 1 - r) / r**2 for |r| <= ln(2) / 2; error of exp 3.1e-9."""
-    p = vfma(r, 1.3814221601933241e-3, 8.36889911442995e-3)
-    p = vfma(p, r, 4.166840389370918e-2)
-    p = vfma(p, r, 1.666651964187622e-1)
-    return vfma(p, r, 4.999999403953552e-1)
+def _exp_minus_one(r):
+    """exp(r) - 1 for |r| <= ln(2) / 2; error of exp 3.1e-9. By Estrin's scheme: steps that do not wait for another."""
+    square = r * r
+    p = vfma(r, 8.36889911442995e-3, 4.166840389370918e-2)
+    q = vfma(r, 1.666651964187622e-1, 4.999999403953552e-1)
+    p = vfma(square, 1.3814221601933241e-3, p)
+    return vfma(square, vfma(square, p, q), r)
 
 
 def exp(x):
@@ -59,7 +60,7 @@ def exp(x):
     whole = shifted - like(x, _ROUND)
     r = vfma(whole, -_LN2_HIGH, x)
     r = vfma(whole, -_LN2_LOW, r)
-    p = vfma(_exp_tail(r) * r, r, r) + like(x, 1.0)
+    p = _exp_minus_one(r) + like(x, 1.0)
     half = n >> 1  # 2**n in two factors: n reaches 128 and -150
     return p * power_of_two(half) * power_of_two(n - half)
 
@@ -71,7 +72,7 @@ def exp_negative(x):
     whole = shifted - like(x, _ROUND)
     r = vfma(whole, -_LN2_HIGH, x)
     r = vfma(whole, -_LN2_LOW, r)
-    p = vfma(_exp_tail(r) * r, r, r) + like(x, 1.0)
+    p = _exp_minus_one(r) + like(x, 1.0)
     return vselect(x < like(x, -87.6), like(x, 0.0), p * power_of_two(n))
 
 
@@ -84,7 +85,7 @@ def expm1(x):
     whole = shifted - like(x, _ROUND)
     r = vfma(whole, -_LN2_HIGH, x)
     r = vfma(whole, -_LN2_LOW, r)
-    p = vfma(_exp_tail(r) * r, r, r)
+    p = _exp_minus_one(r)
     half = power_of_two(n - 1)  # half the scale: n reaches 128
     result = vfma(half, p, half - like(x, 0.5))
     return vselect(x == like(x, 0.0), x, result + result)

@@ -18,6 +18,8 @@ from minifer.kernels.simd import (
     vconvert,
     vload,
     vload_part,
+    vmax_quick,
+    vmin_quick,
     vselect,
     vsplat,
     vsqrt,
@@ -25,7 +27,7 @@ from minifer.kernels.simd import (
     vstore_part,
 )
 from minifer.kernels.spec import f64, i64, kernel, ptr_f32
-from minifer.kernels.sums import column_totals, row_total
+from minifer.kernels.sums import column_totals, four_column_totals, row_total
 
 # ---------------------------------------------------------------- rows
 
@@ -146,12 +148,34 @@ def moments(
         end = min(inner, first + COLUMNS)
         source = x + unit // pieces * n * inner
         base = unit // pieces * inner
+        if end - first == 4 * w:
+            wide_moments(source + first, mean + (base + first), variance + (base + first), n, inner)
+            first = end
         for j in range(first, end, w):
             count = min(w, end - j)
             centre = vconvert(column_totals(source + j, n, inner, 0, vsplat(f32, 0), count) / f64(n), f32)
             vstore_part(mean, base + j, centre, count)
             spread = column_totals(source + j, n, inner, 2, centre, count) / f64(n)
             vstore_part(variance, base + j, vconvert(spread, f32), count)
+
+
+def wide_moments(x, mean, variance, n, step):
+    """The moments of four neighbouring vectors of columns."""
+    w = lanes(x)
+    zero = vsplat(f32, 0)
+    a, b, c, d = four_column_totals(x, n, step, 0, (zero, zero, zero, zero))
+    count = f64(n)
+    e, f = vconvert(a / count, f32), vconvert(b / count, f32)
+    g, h = vconvert(c / count, f32), vconvert(d / count, f32)
+    a, b, c, d = four_column_totals(x, n, step, 2, (e, f, g, h))
+    vstore(mean, 0, e)
+    vstore(mean, w, f)
+    vstore(mean, 2 * w, g)
+    vstore(mean, 3 * w, h)
+    vstore(variance, 0, vconvert(a / count, f32))
+    vstore(variance, w, vconvert(b / count, f32))
+    vstore(variance, 2 * w, vconvert(c / count, f32))
+    vstore(variance, 3 * w, vconvert(d / count, f32))
 
 
 def coefficients_reference(
@@ -217,6 +241,11 @@ def coefficients(
 # ---------------------------------------------------------------- applying them
 
 
+def clamped(v, first, second):
+    """The activation CLAMP."""
+    return vmin_quick(second, vmax_quick(first, v))
+
+
 def scale_rows_reference(x, centre, factor, shift, y, rows, columns, period, code, first, second):
     at = np.arange(rows) % period
     wide = (x.astype("d") - centre[at, None]) * factor[at, None] + shift[at, None]
@@ -248,6 +277,10 @@ def scale_rows(
         c, f, s = centre[k], factor[k], shift[k]
         i = row * columns + unit % pieces * PIECE
         end = min(row * columns + columns, i + PIECE)
+        if code == CLAMP:  # a loop of its own: the others' code costs registers
+            while i + w <= end:
+                vstore(y, i, clamped((vload(x, i) - c) * f + s, first, second))
+                i += w
         while i + w <= end:
             vstore(y, i, activate((vload(x, i) - c) * f + s, code, first, second))
             i += w
@@ -282,18 +315,51 @@ def scale_columns(
 
     x, y: (rows, columns); centre, factor, shift: (ceil(rows / together), columns).
     """
+    r, end = share(rows, tid, nthreads), share(rows, tid + 1, nthreads)
+    while r < end:
+        count = min(end, (r // together + 1) * together) - r  # rows of the same numbers
+        k = r // together * columns
+        i = 0
+        if code == CLAMP:  # a loop of its own: the others' code costs registers
+            while i + 4 <= count:
+                clamp_four(x, y, (r + i) * columns, centre + k, factor + k, shift + k, columns, first, second)
+                i += 4
+        while i < count:
+            scale_line(x, y, (r + i) * columns, centre + k, factor + k, shift + k, columns, code, first, second)
+            i += 1
+        r += count
+
+
+def clamp_four(x, y, at, centre, factor, shift, columns, first, second):
+    """Four rows from `at` on: the channels' numbers are loaded once."""
     w = lanes(x)
-    for r in range(share(rows, tid, nthreads), share(rows, tid + 1, nthreads)):
-        at, k = r * columns, r // together * columns
-        j = 0
-        while j + w <= columns:
-            v = (vload(x, at + j) - vload(centre, k + j)) * vload(factor, k + j) + vload(shift, k + j)
-            vstore(y, at + j, activate(v, code, first, second))
-            j += w
-        if j < columns:
-            n = columns - j
-            v = (vload_part(x, at + j, n) - vload_part(centre, k + j, n)) * vload_part(factor, k + j, n)
-            vstore_part(y, at + j, activate(v + vload_part(shift, k + j, n), code, first, second), n)
+    j = 0
+    while j + w <= columns:
+        c, f, s = vload(centre, j), vload(factor, j), vload(shift, j)
+        i = at + j
+        vstore(y, i, clamped((vload(x, i) - c) * f + s, first, second))
+        i += columns
+        vstore(y, i, clamped((vload(x, i) - c) * f + s, first, second))
+        i += columns
+        vstore(y, i, clamped((vload(x, i) - c) * f + s, first, second))
+        i += columns
+        vstore(y, i, clamped((vload(x, i) - c) * f + s, first, second))
+        j += w
+    if j < columns:
+        n = columns - j
+        c, f, s = vload_part(centre, j, n), vload_part(factor, j, n), vload_part(shift, j, n)
+        for row in range(4):
+            i = at + row * columns + j
+            vstore_part(y, i, clamped((vload_part(x, i, n) - c) * f + s, first, second), n)
+
+
+def scale_line(x, y, at, centre, factor, shift, columns, code, first, second):
+    """One row from `at` on, any activation."""
+    w = lanes(x)
+    for j in range(0, columns, w):
+        n = columns - j
+        v = (vload_part(x, at + j, n) - vload_part(centre, j, n)) * vload_part(factor, j, n) + vload_part(shift, j, n)
+        vstore_part(y, at + j, activate(v, code, first, second), n)
 
 
 # ---------------------------------------------------------------- vector norms

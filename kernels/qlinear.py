@@ -35,7 +35,8 @@ def translate_example(rng, size):
         rows, n = 2, PIECE + 3
     return {
         "x": rng.integers(0, 256, (rows, n)).astype("u1"), "table": rng.integers(0, 256, 256).astype("u1"),
-        "y": np.zeros((rows, n + more), "u1"), "rows": rows, "n": n, "step": n + more, "start": int(rng.integers(0, more + 1)),
+        "y": np.zeros((rows, n + more), "u1"), "rows": rows, "n": n, "step": n + more,
+        "start": int(rng.integers(0, more + 1)),
     }  # fmt: skip
 
 

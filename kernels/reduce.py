@@ -106,7 +106,8 @@ def reduce_sum_f32(
         target = y + (unit // pieces * inner + first)
         count = min(COLUMNS, inner - first)
         if count == 4 * w:
-            a, b, c, d = four_column_totals(source, n, inner, power)
+            zero = vsplat(f32, 0)
+            a, b, c, d = four_column_totals(source, n, inner, power, (zero, zero, zero, zero))
             vstore(target, 0, finished(a, divisor, finish))
             vstore(target, w, finished(b, divisor, finish))
             vstore(target, 2 * w, finished(c, divisor, finish))

@@ -34,8 +34,11 @@ TABLE_WORDS = 20
 
 
 def table(batch, heads, rows, size, half, interleaved, limit, x, y, places=None, clamped=False) -> np.ndarray:
-    """The table. x, y: (start, batch, head, row). `limit`: rows of the caches. `places` says at which of them row r of entry
-    b is found, as (batch, row, step): places[b * batch + r * row] + r * step; None: at b * rows + r."""
+    """The table. x, y: (start, batch, head, row). `limit`: rows of the caches.
+
+    `places` = (batch, row, step) says which of them turns row r of entry b: places[b * batch + r * row] + r * step;
+    None: the one at b * rows + r.
+    """
     where = (0, 0, 0, 0) if places is None else (1, *places)
     sizes = (batch, heads, rows, size, half, int(interleaved), limit)
     return np.array([*sizes, *where, int(clamped), *x, *y], np.int64)
@@ -89,11 +92,11 @@ def rotary_example(rng, size):
 
 @kernel(reference=rotary_reference, example=rotary_example, tolerance=3e-7)
 def rotary(x: ptr_f32, y: ptr_f32, cos: ptr_f32, sin: ptr_f32, places: ptr_i64, t: ptr_i64, tid: i64, nthreads: i64):
-    """Pairs (a, b) of the first 2 * HALF elements of each row become (a cos - b sin, b cos + a sin); the rest is copied.
+    """Pairs (a, b) of the first 2 * HALF elements of a row become (a cos - b sin, b cos + a sin); the rest is copied.
 
     x, y: (batch, heads, rows, size); a pair is two neighbours (INTERLEAVED) or element i of either half. cos, sin:
-    (limit, half), of which each row uses one (see `table`); with CLAMPED a place beyond the last is the last. Status 1 where
-    a place is out of range.
+    (limit, half), of which each row uses one (see `table`); with CLAMPED a place beyond the last is the last. Status 1
+    where a place is out of range.
     """
     heads, rows = t[HEADS], t[ROWS]
     units = t[BATCH] * rows
@@ -174,8 +177,8 @@ def extend_cache(
 ):  # fmt: skip
     """y[b, g, r] = fresh[b, g, r - p] for p <= r < c, else past[b, g, r], or 0 where the past has no such row.
 
-    past: (batch, groups, past_rows, size), y: (batch, groups, room, size), spans: (batch, 2) = (c, p); fresh is found by
-    `where`, its start and strides of batch, head and row. Status 2 where p is more than past_rows.
+    past: (batch, groups, past_rows, size), y: (batch, groups, room, size), spans: (batch, 2) = (c, p); fresh is found
+    by `where`, its start and strides of batch, head and row. Status 2 where p is more than past_rows.
     """
     units = batch * groups
     held = min(past_rows, room)

@@ -230,7 +230,7 @@ def _same(*values):
 def _result(value, like):
     if isinstance(like, np.ndarray) and like.ndim:
         return _vec(value)
-    return int(value) if isinstance(like, int) else value
+    return int(value) if isinstance(like, int) else np.asarray(value)[()]
 
 
 @primitive

@@ -7,18 +7,24 @@ side in vector lanes. About twenty operations an element.
 
 import numpy as np
 
-from minifer.kernels.mathfn import exp_negative, log
-from minifer.kernels.reduce import row_extreme
+from minifer.kernels.mathfn import log
 from minifer.kernels.simd import (
+    bitcast,
     f32,
     f64,
+    hmax,
     hsum,
+    i32,
     lanes,
+    like,
     share,
     vconvert,
+    vfma,
+    viota,
     vload,
     vload_part,
-    vmax,
+    vmax_quick,
+    vselect,
     vsplat,
     vstore,
     vstore_part,
@@ -28,6 +34,47 @@ from minifer.kernels.sums import first_lanes
 
 #: vectors added in float32 before they are added to the float64 total
 BLOCK = 64
+
+_LOG2_E = 1.4426950408889634
+#: adding it leaves the nearest integer plus 127 in the low bits of the sum: the exponent of its power of two
+_ROUND = 12582912.0 + 127.0
+
+
+def exp_below_zero(x):
+    """e**x for x <= 0: 2**n * 2**f with x * log2(e) = n + f, and a minimax polynomial for 2**f (error 9e-8).
+
+    Exactly 1 for 0 and 0 below -87.7. Relative error 2e-7, and 1.3e-8 * |x| from the rounded log2(e): far from 0 the
+    result is too small for that to matter in a sum with e**0.
+    """
+    x = vmax_quick(-88.0, x)
+    shifted = vfma(x, _LOG2_E, _ROUND)
+    f = vfma(x, _LOG2_E, like(x, _ROUND) - shifted)
+    p = vfma(f, 1.3264727656228735e-3, 9.671512697326579e-3)
+    p = vfma(p, f, 5.550733742292467e-2)
+    p = vfma(p, f, 2.4022242084576167e-1)
+    p = vfma(p, f, 6.931469775997103e-1)
+    p = vfma(p, f, 1.0)
+    return p * bitcast(bitcast(shifted, i32) << 23, f32)
+
+
+def largest(x, n):
+    """The largest of n numbers, in every lane; a NaN may be passed over (the sum then is NaN)."""
+    w = lanes(x)
+    low = vsplat(f32, -float("inf"))
+    a, b, c, d = low, low, low, low
+    i = 0
+    while i + 4 * w <= n:
+        a = vmax_quick(a, vload(x, i))
+        b = vmax_quick(b, vload(x, i + w))
+        c = vmax_quick(c, vload(x, i + 2 * w))
+        d = vmax_quick(d, vload(x, i + 3 * w))
+        i += 4 * w
+    while i + w <= n:
+        a = vmax_quick(a, vload(x, i))
+        i += w
+    b = vmax_quick(b, vselect(viota(f32) < f32(n - i), vload_part(x, i, n - i), low))
+    top = vmax_quick(vmax_quick(a, b), vmax_quick(c, d))
+    return vsplat(f32, hmax(vselect(top == top, top, low)))
 
 
 def softmax_reference(x, y, outer, n, inner, logarithm):
@@ -66,27 +113,27 @@ def softmax(x: ptr_f32, y: ptr_f32, outer: i64, n: i64, inner: i64, logarithm: i
 def softmax_row(x, y, n, logarithm):
     """One row; y holds the exponentials in between."""
     w = lanes(x)
-    top = vsplat(f32, row_extreme(x, n, 0))
+    top = largest(x, n)
     wide = vconvert(vsplat(f32, 0), f64)
     i = 0
     while i + w <= n:
         stop = min(n, i + BLOCK * w)
         a, b = vsplat(f32, 0), vsplat(f32, 0)
         while i + 2 * w <= stop:
-            p = exp_negative(vload(x, i) - top)
-            q = exp_negative(vload(x, i + w) - top)
+            p = exp_below_zero(vload(x, i) - top)
+            q = exp_below_zero(vload(x, i + w) - top)
             vstore(y, i, p)
             vstore(y, i + w, q)
             a, b = a + p, b + q
             i += 2 * w
         if i + w <= stop:
-            p = exp_negative(vload(x, i) - top)
+            p = exp_below_zero(vload(x, i) - top)
             vstore(y, i, p)
             a = a + p
             i += w
         wide = wide + vconvert(a + b, f64)
     if i < n:
-        p = exp_negative(vload_part(x, i, n - i) - top)
+        p = exp_below_zero(vload_part(x, i, n - i) - top)
         vstore_part(y, i, p, n - i)
         wide = wide + vconvert(first_lanes(p, n - i), f64)
     total = vsplat(f32, f32(hsum(wide)))
@@ -106,11 +153,11 @@ def softmax_columns(x, y, n, step, count, logarithm):
     """One vector of columns, of which `count` lanes exist."""
     top = vload_part(x, 0, count)
     for i in range(1, n):
-        top = vmax(top, vload_part(x, i * step, count))
+        top = vmax_quick(top, vload_part(x, i * step, count))
     part = vsplat(f32, 0)
     wide = vconvert(part, f64)
     for i in range(n):
-        p = exp_negative(vload_part(x, i * step, count) - top)
+        p = exp_below_zero(vload_part(x, i * step, count) - top)
         vstore_part(y, i * step, p, count)
         part = part + p
         if i % BLOCK == BLOCK - 1:

@@ -67,9 +67,10 @@ def column_totals(x, n, step, power, centre, count):
     return total
 
 
-def four_column_totals(x, n, step, power):
-    """column_totals of four neighbouring vectors, centred at 0: a row's cache lines are read whole."""
+def four_column_totals(x, n, step, power, centres):
+    """column_totals of four neighbouring vectors and their centres: a row's cache lines are read whole."""
     w = lanes(x)
+    e, f, g, h = centres
     zero = vsplat(f32, 0)
     wide = vconvert(zero, f64)
     p, q, r, s = wide, wide, wide, wide
@@ -79,10 +80,10 @@ def four_column_totals(x, n, step, power):
         a, b, c, d = zero, zero, zero, zero
         for k in range(i, stop):
             line = x + k * step
-            a = a + raised(vload(line, 0), power)
-            b = b + raised(vload(line, w), power)
-            c = c + raised(vload(line, 2 * w), power)
-            d = d + raised(vload(line, 3 * w), power)
+            a = a + raised(vload(line, 0) - e, power)
+            b = b + raised(vload(line, w) - f, power)
+            c = c + raised(vload(line, 2 * w) - g, power)
+            d = d + raised(vload(line, 3 * w) - h, power)
         p, q = p + vconvert(a, f64), q + vconvert(b, f64)
         r, s = r + vconvert(c, f64), s + vconvert(d, f64)
         i = stop

@@ -7,6 +7,8 @@ are held unpacked, one element a byte. Strings are object arrays of `str`.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from minifer.errors import UnsupportedError
@@ -65,7 +67,11 @@ def to_numpy(name: str) -> np.dtype:
 
 def from_numpy(dtype: np.dtype | type) -> str:
     """The element type name of a NumPy dtype; any string or object dtype is "string"."""
-    dtype = np.dtype(dtype)
+    return _name_of(np.dtype(dtype))
+
+
+@functools.cache
+def _name_of(dtype: np.dtype) -> str:  # NumPy builds a dtype's name anew each time
     if dtype.kind in "OUST":
         return "string"
     name = _FROM_ML.get(dtype.name, dtype.name)

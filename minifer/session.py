@@ -21,7 +21,7 @@ from minifer.runtime import kernels_available
 from minifer.runtime.execute import Executor, Limits, Settings
 
 if TYPE_CHECKING:
-    from minifer.runtime.profile import Profile
+    from minifer.runtime.profile_report import Profile
 
 
 @dataclass(frozen=True)

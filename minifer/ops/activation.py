@@ -260,8 +260,8 @@ _LOWER = {
     ("Clip", 1): lower_clip_by_attributes,
 }  # fmt: skip
 for (_name, _since), _reference in _FLOAT_OPS.items():
-    _infer, _lower = _checked_types, _LOWER[_name, _since]
-    register(Op(_name, _since, infer=_infer, reference=_reference, lower=_lower, ignore=("consumed_inputs",)))
+    _lower = _LOWER[_name, _since]
+    register(Op(_name, _since, _reference, _checked_types, _lower, ignore=("consumed_inputs",)))
 _infer = unary_types(NUMBERS)
 register(Op("Relu", since=1, infer=_infer, reference=_relu, lower=lower_relu, ignore=("consumed_inputs",)))
 _shrink_kernel = lower_unary("shrink", first=("bias", 0.0), second=("lambd", 0.5))

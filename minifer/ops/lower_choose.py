@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minifer.kernels import choose, extreme, running, top_k
+from minifer.kernels import choose, extreme, move, running, top_k
 from minifer.kernels.odometer import RANK
 from minifer.ops.lower_move import (
     TOO_MANY_AXES,
@@ -104,16 +104,24 @@ def lower_top_k(low: Any) -> Declined | None:
     return None
 
 
+#: lines of fewer elements are better searched side by side
+LONG_LINE = 64
+
+
 def lower_arg(low: Any, minimum: bool) -> Declined | None:
-    """ArgMax and ArgMin. Along the channels of a channels-last tensor each line is contiguous."""
+    """ArgMax and ArgMin. Many short lines are transposed first, so that vectors run across them."""
     kind = COMPARED.get(low.dtype(0))
     if kind is None:
         return Declined(f"no kernel for {low.dtype(0)}")
     shape = low.shape(0)
     axis = wrap_axis(low.attr("axis", 0), len(shape))
-    layout = resting(low, 0) if axis == 1 and len(shape) > 2 else PLAIN
+    layout = resting(low, 0) if axis == 1 and len(shape) > 2 and shape[1] >= LONG_LINE else PLAIN
     source = low.input(0, layout)
     outer, n, inner = _lines(source.shape, len(shape) - 1 if layout == CHANNELS_LAST else axis)
+    if inner == 1 and 1 < n < LONG_LINE <= outer:
+        turned = low.scratch(source.nbytes, source.dtype)
+        low.call(move.transpose_matrices[width(element_bytes(source.dtype))], source, turned, 1, outer, n)
+        source, outer, inner = turned, 1, outer
     last = int(low.attr("select_last_index", 0))
     low.call(extreme.arg_extreme[kind], source, low.output(0), outer, n, inner, int(minimum), last)
     return None

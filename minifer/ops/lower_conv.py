@@ -10,6 +10,7 @@ import numpy as np
 from minifer.errors import ShapeError
 from minifer.kernels import conv, conv_transpose, depthwise, gemm
 from minifer.kernels.simd import NR
+from minifer.ops.lower_fused import conv_tail
 from minifer.ops.registry import CHANNELS_LAST, Declined
 from minifer.ops.window import Window, slide
 
@@ -73,7 +74,7 @@ def lower_conv_transpose(low: Any, window: Window) -> Declined | None:
 
 def _tail(low: Any, filters: int) -> tuple[Any, ...]:
     """The epilogue's arguments: (bias slot, residual slot), (code, first, second, has_bias, has_residual)."""
-    tail = low.epilogue(channel_axis=1)
+    tail = conv_tail(low) or low.epilogue(channel_axis=1)
     bias = tail.bias
     if low.has(2):
         own = np.asarray(low.value(2), np.float32)

@@ -370,7 +370,8 @@ def _conv(low: Any, x: int, w: int, x_zero: int, w_zero: int, end: Finish | None
 def _implicit_gemm(
     low: Any, x: int, w: int, x_zero: int, w_zero: int, window: Window, groups: int, end: Finish
 ) -> None:
-    batch, channels, filters = *low.shape(x)[:2], low.shape(w)[0]
+    batch, channels = low.shape(x)[:2]
+    filters = low.shape(w)[0]
     image, size = _image(low, x, x_zero, window, groups, integer.even(channels // groups))
     g = integer.geometry(
         batch, channels, filters, groups, size, three(window.out, 1), three(window.kernel, 1),

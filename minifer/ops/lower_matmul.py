@@ -13,6 +13,7 @@ import numpy as np
 from minifer.kernels import gemm, move
 from minifer.kernels.matmul import matmul
 from minifer.kernels.simd import NR
+from minifer.ops.lower_fused import gemm_tail
 from minifer.ops.registry import Declined
 
 
@@ -27,7 +28,7 @@ def lower_matmul(low: Any) -> Declined | None:
     if low.value(1) is not None and all(d == 1 for d in b_shape[:-2]):
         weight = low.pack(1, ("gemm", int(NR)), lambda b: gemm.pack(np.asarray(b).reshape(k, n)))
         rows = int(np.prod(a_shape[:-1], dtype=np.int64))
-        _product(low, low.input(0), weight, rows, n, k, None)
+        product(low, low.input(0), weight, rows, n, k, None)
         return None
     batch = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
     offsets = np.stack([_offsets(a_shape, batch), _offsets(b_shape, batch)], axis=1)
@@ -48,10 +49,11 @@ def _offsets(shape: tuple[int, ...], batch: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(starts, batch).reshape(-1)
 
 
-def _product(low: Any, a: Any, weight: Any, m: int, n: int, k: int, bias: np.ndarray | None) -> None:
+def product(low: Any, a: Any, weight: Any, m: int, n: int, k: int, bias: np.ndarray | None) -> None:
+    """Output 0 = A (m, k) times a packed weight, with what follows it; bias: (n,) or None."""
     rank = len(low.out_shape())
     columns_last = rank > 0 and low.out_shape()[-1] == n and len(low.shape(1)) > 1
-    tail = low.epilogue(rank - 1) if columns_last else low.epilogue(None)
+    tail = gemm_tail(low) or (low.epilogue(rank - 1) if columns_last else low.epilogue(None))
     if bias is not None:
         tail.bias = bias if tail.bias is None else tail.bias + bias
     offset = low.const(tail.bias) if tail.bias is not None else None
@@ -83,7 +85,7 @@ def lower_gemm(low: Any) -> Declined | None:
             b = b.T if flip_b else b
             return gemm.pack(b * np.float32(alpha) if alpha != 1 else b)
 
-        _product(low, a, low.pack(1, ("gemm", int(NR), alpha, flip_b), pack), m, n, k, row)
+        product(low, a, low.pack(1, ("gemm", int(NR), alpha, flip_b), pack), m, n, k, row)
         return None
     b = low.input(1)
     addend, add_row, add_column = None, 0, 0
@@ -96,7 +98,13 @@ def lower_gemm(low: Any) -> Declined | None:
     b_row, b_column = (1, k) if flip_b else (n, 1)
     offsets = low.const(np.zeros((1, 2), np.int64))
     numbers = (1, m, n, k, k, b_row, b_column, alpha, 0.0 if addend is None else beta, add_row, add_column)
-    low.call(matmul, a, b, y, addend, offsets, scratch, *numbers)
+    tail = gemm_tail(low)
+    made = low.scratch(4 * m * n, "float32") if tail else y
+    low.call(matmul, a, b, made, addend, offsets, scratch, *numbers)
+    if tail:
+        from minifer.kernels import unary
+
+        low.call(unary.activation, made, y, m * n, tail.code, tail.first, tail.second)
     return None
 
 

@@ -144,9 +144,10 @@ def lower_multi_head_attention(low: Any) -> Declined | None:
     rules = Rules(low.attr("scale") or 1 / math.sqrt(q.size))
     extra = key_mask(low, 4, batch, q.rows, k.rows, low.attr("mask_filter_value", -10000.0))
     bias = score_bias(low, 5, (batch, heads, q.rows, k.rows))
-    for found in (extra, bias):
-        if isinstance(found, Declined):
-            return found
+    if isinstance(extra, Declined):
+        return extra
+    if isinstance(bias, Declined):
+        return bias
     rules.extra, rules.bias = extra, bias
     spans = one_way(rules, k.rows - new, batch, k.rows, low)
     attend(low, batch, q, k, v, side_by_side(low.output(0), heads, q.rows, v.size), spans, rules)
@@ -163,13 +164,13 @@ def _joint(low: Any, rows: int, columns: int, inner: int) -> Any:
     given = int(bias is not None)
     if low.value(1) is not None:
         weight = low.pack(1, ("gemm", int(NR)), lambda w: gemm.pack(np.asarray(w)))
-        numbers = (rows, columns, inner, inner, columns, given, 0, CLAMP, -INFINITY, INFINITY)
-        low.call(gemm.gemm, x, weight, made, bias, None, *numbers)
+        sizes = (rows, columns, inner, inner, columns)
+        low.call(gemm.gemm, x, weight, made, bias, None, *sizes, given, 0, CLAMP, -INFINITY, INFINITY)
     else:
         scratch = low.scratch(4 * low.threads * inner * int(NR), "float32")
         offsets = low.const(np.zeros((1, 2), np.int64))
-        numbers = (1, rows, columns, inner, inner, columns, 1, 1.0, float(given), 0, 1)
-        low.call(matmul, x, low.input(1), made, bias, offsets, scratch, *numbers)
+        numbers = (1, rows, columns, inner, inner, columns, 1)
+        low.call(matmul, x, low.input(1), made, bias, offsets, scratch, *numbers, 1.0, float(given), 0, 1)
     return made
 
 
@@ -196,9 +197,10 @@ def lower_microsoft_attention(low: Any) -> Declined | None:
     rules = Rules(low.attr("scale") or 1 / math.sqrt(sizes[0] // heads))
     extra = key_mask(low, 3, batch, length, total, low.attr("mask_filter_value", -10000.0))
     bias = score_bias(low, 5, (batch, heads, length, total))
-    for found in (extra, bias):
-        if isinstance(found, Declined):
-            return found
+    if isinstance(extra, Declined):
+        return extra
+    if isinstance(bias, Declined):
+        return bias
     rules.extra, rules.bias = extra, bias
     joint = _joint(low, batch * length, columns, inner)
     starts = (0, sizes[0], sizes[0] + sizes[1])
@@ -243,9 +245,9 @@ def _unusual(low: Any) -> Declined | None:
 
 def lower_group_query_attention(low: Any) -> Declined | None:
     """float32 GroupQueryAttention with a plain cache."""
-    declined = floats_only(low, (0, 1, 2, 3, 4, 7, 8, 10, 11)) or _unusual(low)
-    if declined is not None:
-        return declined
+    for declined in (floats_only(low, (0, 1, 2, 3, 4, 7, 8, 10, 11)), _unusual(low)):
+        if declined is not None:
+            return declined
     batch, length, columns = low.shape(0)
     heads, groups = low.attr("num_heads"), low.attr("kv_num_heads")
     if low.has(1):
@@ -262,10 +264,12 @@ def lower_group_query_attention(low: Any) -> Declined | None:
     if not fits or any(low.shape(i) != (batch, groups, past_rows, q.size) for i in (3, 4) if low.has(i)):
         return Declined("query, key, value and the past do not fit together")
     room = max(int(np.asarray(low.value(6)).reshape(())), past_rows)
-    rules = Rules(low.attr("scale") or 1 / math.sqrt(q.size), max(low.attr("softcap", 0.0), 0.0))
+    rules = Rules(low.attr("scale") or 1 / math.sqrt(q.size), low.attr("softcap", 0.0))
     declined = _group_rules(low, rules, batch, heads, length)
-    if declined is not None or int(np.prod(low.shape(5))) != batch:
-        return declined or Declined("seqlens_k does not have one number per batch entry")
+    if declined is not None:
+        return declined
+    if int(np.prod(low.shape(5))) != batch:
+        return Declined("seqlens_k does not have one number per batch entry")
     limit = room if not low.has(10) else min(room, low.shape(10)[3])
     spans = counted_spans(low, 5, batch, more=1, queries=length, limit=limit, floor=0)
     if low.attr("do_rotary", 0):

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from minifer.kernels import activation, lrn, norm
+from minifer.kernels.binary import BINARY
+from minifer.kernels.elementwise import broadcast_table, dense_strides
 from minifer.ops.lower_elementwise import WIDE, Result, layout_of, memory_order, no_kernel, widened
 from minifer.ops.registry import CHANNELS_LAST, PLAIN, Declined
 from minifer.ops.shapes import integers
@@ -102,8 +104,13 @@ def _skip(low: Any, beta: int | None, bias: int | None, flags: int) -> Declined 
     rows = math.prod(dims[:-1])
     if low.dtype(0) != "float32":
         return no_kernel(low, low.dtype(0))
+    if low.shape(1)[-2:] != dims[-2:] or (bias is not None and low.shape(bias) != (n,)):
+        return Declined("skip or bias do not fit the input")
+    skip = low.input(1)
     if low.shape(1) != dims or bias is not None:
-        return Declined("skip has another shape than the input, or there is a bias")
+        skip = _skip_and_bias(low, dims, bias)
+        if skip is None:
+            return Declined("skip does not broadcast to the input")
     factor = vector(low, 2, n)
     shift = vector(low, beta, n) if beta is not None else None
     wanted = low.wants(1) or low.wants(2)
@@ -112,10 +119,25 @@ def _skip(low: Any, beta: int | None, bias: int | None, flags: int) -> Declined 
     total = low.output(3) if low.wants(3) else low.scratch(4 * rows * n, "float32")
     flags |= norm.HAS_SKIP | norm.HAS_BIAS * (shift is not None) | norm.STATISTICS * wanted
     low.call(
-        norm.layer_norm, low.input(0), low.input(1), factor, shift, low.output(0), total, *statistics, rows, n,
+        norm.layer_norm, low.input(0), skip, factor, shift, low.output(0), total, *statistics, rows, n,
         low.attr("epsilon", 1e-12), flags,
     )  # fmt: skip
     return None
+
+
+def _skip_and_bias(low: Any, dims: tuple[int, ...], bias: int | None) -> Any:
+    """skip (input 1, whose leading axes may be repeated) plus the bias, of the input's shape; None if it cannot be."""
+    shape = low.shape(1)
+    if len(shape) > len(dims) or any(a not in (1, b) for a, b in zip(reversed(shape), reversed(dims))):
+        return None
+    own = [0] * (len(dims) - len(shape)) + dense_strides(shape)
+    table = broadcast_table(dims, own, [*[0] * (len(dims) - 1), 1])
+    if table is None:
+        return None
+    addend = low.input(bias) if bias is not None else low.const(np.zeros(dims[-1], np.float32))
+    made = low.scratch(4 * math.prod(dims), "float32")
+    low.call(BINARY["add_f32"], low.input(1), addend, made, low.const(table))
+    return made
 
 
 # ---------------------------------------------------------------- by channel

@@ -16,6 +16,11 @@ import numpy as np
 from minifer.errors import InputError, ShapeError, UnsupportedError
 from minifer.ir import Dim, TensorType
 from minifer.ops.attention import add_dims, clash, merge_heads, rotate, rows_of, softmax, split_heads, visible
+from minifer.ops.lower_microsoft_attention import (
+    lower_microsoft_attention,
+    lower_microsoft_rotary,
+    lower_multi_head_attention,
+)
 from minifer.ops.microsoft_dense import DOMAIN
 from minifer.ops.registry import Call, Op, register
 from minifer.ops.shapes import same_as
@@ -183,7 +188,16 @@ def _infer_attention(call: Call) -> list[TensorType]:
     return [TensorType(dtype, (x[0], x[1], width)), TensorType(dtype, (2, x[0], heads, total, size))]
 
 
-register(Op("Attention", since=1, domain=DOMAIN, infer=_infer_attention, reference=_attention))
+register(
+    Op(
+        "Attention",
+        since=1,
+        domain=DOMAIN,
+        infer=_infer_attention,
+        reference=_attention,
+        lower=lower_microsoft_attention,
+    )
+)
 
 
 # --- MultiHeadAttention ---
@@ -289,6 +303,7 @@ register(
         domain=DOMAIN,
         infer=_infer_multi_head_attention,
         reference=_multi_head_attention,
+        lower=lower_multi_head_attention,
     )
 )
 
@@ -328,4 +343,13 @@ def _rotary(
     return (merge_heads(y) if x.ndim == 3 else y).astype(x.dtype, copy=False)
 
 
-register(Op("RotaryEmbedding", since=1, domain=DOMAIN, infer=same_as(0), reference=_rotary))
+register(
+    Op(
+        "RotaryEmbedding",
+        since=1,
+        domain=DOMAIN,
+        infer=same_as(0),
+        reference=_rotary,
+        lower=lower_microsoft_rotary,
+    )
+)

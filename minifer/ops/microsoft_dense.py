@@ -15,6 +15,14 @@ from minifer.errors import ShapeError, UnsupportedError
 from minifer.ir import Dim, TensorType
 from minifer.ops.activation import sigmoid, softplus
 from minifer.ops.conv import conv_reference, infer_conv
+from minifer.ops.lower_microsoft import (
+    lower_erf_gelu,
+    lower_fast_gelu,
+    lower_fused_conv,
+    lower_fused_gemm,
+    lower_fused_matmul,
+    lower_quick_gelu,
+)
 from minifer.ops.math import erf
 from minifer.ops.numeric import narrow
 from minifer.ops.registry import Call, Op, register
@@ -66,9 +74,15 @@ def _quick_gelu(x, *, alpha=1.702):
     return narrow(data * sigmoid(alpha * data), x.dtype)
 
 
-for _name, _function in (("Gelu", _gelu), ("FastGelu", _fast_gelu), ("BiasGelu", _gelu)):
-    register(Op(_name, since=1, domain=DOMAIN, infer=_infer_biased, reference=_with_bias(_function)))
-register(Op("QuickGelu", since=1, domain=DOMAIN, infer=same_as(0), reference=_quick_gelu))
+for _name, _function, _lower in (
+    ("Gelu", _gelu, lower_erf_gelu),
+    ("FastGelu", _fast_gelu, lower_fast_gelu),
+    ("BiasGelu", _gelu, lower_erf_gelu),
+):
+    register(Op(_name, since=1, domain=DOMAIN, infer=_infer_biased, reference=_with_bias(_function), lower=_lower))
+register(
+    Op("QuickGelu", since=1, domain=DOMAIN, infer=same_as(0), reference=_quick_gelu, lower=lower_quick_gelu)
+)
 
 
 #: What a fused operator may end in: name -> (function of x and the parameters, default parameters)
@@ -147,7 +161,16 @@ def _infer_fused_matmul(call: Call) -> TensorType:
     return TensorType(call.dtype(0), matmul_shape(call, *shapes))
 
 
-register(Op("FusedMatMul", since=1, domain=DOMAIN, infer=_infer_fused_matmul, reference=_fused_matmul))
+register(
+    Op(
+        "FusedMatMul",
+        since=1,
+        domain=DOMAIN,
+        infer=_infer_fused_matmul,
+        reference=_fused_matmul,
+        lower=lower_fused_matmul,
+    )
+)
 
 
 # --- FusedGemm ---
@@ -188,7 +211,16 @@ def _infer_fused_gemm(call: Call) -> TensorType:
     return TensorType(call.dtype(0), shape)
 
 
-register(Op("FusedGemm", since=1, domain=DOMAIN, infer=_infer_fused_gemm, reference=_fused_gemm))
+register(
+    Op(
+        "FusedGemm",
+        since=1,
+        domain=DOMAIN,
+        infer=_infer_fused_gemm,
+        reference=_fused_gemm,
+        lower=lower_fused_gemm,
+    )
+)
 
 
 # --- FusedConv ---
@@ -203,4 +235,6 @@ def _fused_conv(x, w, b=None, z=None, *, activation=None, activation_params=(), 
     return narrow(_tail(y, activation, activation_params or ()), x.dtype)
 
 
-register(Op("FusedConv", since=1, domain=DOMAIN, infer=infer_conv, reference=_fused_conv))
+register(
+    Op("FusedConv", since=1, domain=DOMAIN, infer=infer_conv, reference=_fused_conv, lower=lower_fused_conv)
+)

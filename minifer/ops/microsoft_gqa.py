@@ -16,6 +16,7 @@ import numpy as np
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
 from minifer.ops.attention import group_matmul, merge_heads, split_heads
+from minifer.ops.lower_microsoft_attention import lower_group_query_attention
 from minifer.ops.microsoft_attention import positions, rotate_heads
 from minifer.ops.microsoft_dense import DOMAIN
 from minifer.ops.registry import Call, Op, register
@@ -207,13 +208,16 @@ def _update(cache, kept: int, new, room: int, fmt: _Format, size: int, before: i
 
 
 def _group_query_attention(
-    query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache=None, sin_cache=None,
-    position_ids=None, attention_bias=None, head_sink=None, k_scale=None, v_scale=None, q_norm_weight=None,
-    k_norm_weight=None, query_seqlens=None, *, num_heads, kv_num_heads, causal=1, do_rotary=0, k_norm_epsilon=None,
-    k_quant_type="NONE", kv_cache_bit_width=8, local_window_size=-1, q_norm_epsilon=None, qk_norm_epsilon=1e-6,
-    qk_output=0, rotary_interleaved=0, scale=None, sliding_window_cache=0, smooth_softmax=-1, softcap=0.0,
+    query, key=None, value=None, past_key=None, past_value=None, seqlens_k=None, total_sequence_length=None,
+    cos_cache=None, sin_cache=None, position_ids=None, attention_bias=None, head_sink=None, k_scale=None, v_scale=None,
+    q_norm_weight=None, k_norm_weight=None, query_seqlens=None, *, num_heads, kv_num_heads, causal=1, do_rotary=0,
+    k_norm_epsilon=None, k_quant_type="NONE", kv_cache_bit_width=8, local_window_size=-1, q_norm_epsilon=None,
+    qk_norm_epsilon=1e-6, qk_output=0, rotary_interleaved=0, scale=None, sliding_window_cache=0,
+    smooth_softmax=-1, softcap=0.0,
     v_quant_type="NONE",
 ):  # fmt: skip
+    if seqlens_k is None or total_sequence_length is None:
+        raise InputError("seqlens_k and total_sequence_length must be given")
     q, k, v = _split(query, key, value, num_heads, kv_num_heads)
     batch, heads, length, size = q.shape
     total, fresh = _lengths(seqlens_k, query_seqlens, batch, length)
@@ -322,4 +326,13 @@ def _infer(call: Call) -> list[TensorType]:
     ]
 
 
-register(Op("GroupQueryAttention", since=1, domain=DOMAIN, infer=_infer, reference=_group_query_attention))
+register(
+    Op(
+        "GroupQueryAttention",
+        since=1,
+        domain=DOMAIN,
+        infer=_infer,
+        reference=_group_query_attention,
+        lower=lower_group_query_attention,
+    )
+)

@@ -13,6 +13,7 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
+from minifer.ops.lower_embed import lower_embed_layer_norm
 from minifer.ops.lower_norm import lower_skip_layer_norm, lower_skip_rms_norm
 from minifer.ops.microsoft_dense import DOMAIN
 from minifer.ops.norm import layer_norm, rms_norm
@@ -115,9 +116,11 @@ def _look_up(table: np.ndarray, ids: np.ndarray, name: str) -> np.ndarray:
 
 
 def _embed_layer_norm(
-    input_ids, segment_ids, word, position, segment, gamma, beta, mask=None, position_ids=None, *, epsilon=_EPSILON,
-    mask_index_type=None,
+    input_ids, segment_ids=None, word=None, position=None, segment=None, gamma=None, beta=None, mask=None,
+    position_ids=None, *, epsilon=_EPSILON, mask_index_type=None,
 ):  # fmt: skip
+    if word is None or position is None or gamma is None or beta is None:
+        raise InputError("word_embedding, position_embedding, gamma and beta must be given")
     if input_ids.ndim != 2:
         raise ShapeError(f"input_ids has shape {list(input_ids.shape)}; (batch, sequence) is needed")
     batch, length = input_ids.shape
@@ -147,4 +150,13 @@ def _infer_embed(call: Call) -> list[TensorType]:
     return [TensorType(dtype, shape), TensorType("int32", (batch,)), TensorType(dtype, shape)]
 
 
-register(Op("EmbedLayerNormalization", since=1, domain=DOMAIN, infer=_infer_embed, reference=_embed_layer_norm))
+register(
+    Op(
+        "EmbedLayerNormalization",
+        since=1,
+        domain=DOMAIN,
+        infer=_infer_embed,
+        reference=_embed_layer_norm,
+        lower=lower_embed_layer_norm,
+    )
+)

@@ -13,6 +13,7 @@ import numpy as np
 from minifer.errors import InputError, ShapeError, UnsupportedError
 from minifer.ir import Dim, TensorType
 from minifer.ops.lower_integer import lower_dynamic_quantize_matmul, lower_matmul_integer_to_float, lower_qgemm
+from minifer.ops.lower_nbits import lower_n_bits
 from minifer.ops.microsoft_dense import DOMAIN, gemm_shape, matmul_shape
 from minifer.ops.microsoft_quant import saturate, scalar
 from minifer.ops.registry import Call, Op, register
@@ -213,7 +214,16 @@ def _infer_n_bits(call: Call) -> TensorType:
     return TensorType(call.dtype(0), None if a is None else (*a[:-1], n))
 
 
-register(Op("MatMulNBits", since=1, domain=DOMAIN, infer=_infer_n_bits, reference=_matmul_n_bits))
+register(
+    Op(
+        "MatMulNBits",
+        since=1,
+        domain=DOMAIN,
+        infer=_infer_n_bits,
+        reference=_matmul_n_bits,
+        lower=lower_n_bits(unpack_bits, _zero_points),
+    )
+)
 
 
 # --- DynamicQuantizeLSTM ---

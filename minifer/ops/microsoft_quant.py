@@ -14,6 +14,8 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
+from minifer.kernels import qlinear
+from minifer.ops import lower_qlinear
 from minifer.ops.activation import sigmoid
 from minifer.ops.lower_quantize import lower_dequantize, lower_quantize
 from minifer.ops.microsoft_dense import DOMAIN
@@ -105,7 +107,7 @@ for _name, _infer, _reference, _lower in (
 
 
 def _qlinear_binary(function: Callable[[np.ndarray, np.ndarray], np.ndarray]):
-    def reference(a, a_scale, a_zero, b, b_scale, b_zero, c_scale, c_zero=None):
+    def reference(a, a_scale, a_zero=None, b=None, b_scale=None, b_zero=None, c_scale=None, c_zero=None):
         x, y = dequantize(a, a_scale, a_zero, "A"), dequantize(b, b_scale, b_zero, "B")
         return quantize(function(x, y), c_scale, c_zero, a.dtype)
 
@@ -117,7 +119,7 @@ def _infer_qlinear_binary(call: Call) -> TensorType:
 
 
 def _qlinear_unary(function: Callable[..., np.ndarray]):
-    def reference(x, x_scale, x_zero, y_scale, y_zero=None, **attrs):
+    def reference(x, x_scale, x_zero=None, y_scale=None, y_zero=None, **attrs):
         return quantize(function(dequantize(x, x_scale, x_zero, "X"), **attrs), y_scale, y_zero, x.dtype)
 
     return reference
@@ -126,18 +128,28 @@ def _qlinear_unary(function: Callable[..., np.ndarray]):
 _run_leaky = _qlinear_unary(lambda x, alpha: np.where(x < 0, np.float32(alpha) * x, x))
 
 
-def _qlinear_sigmoid(x, x_scale, x_zero, y_scale, y_zero=None):
+def _qlinear_sigmoid(x, x_scale, x_zero=None, y_scale=None, y_zero=None):
     return _qlinear_unary(sigmoid)(x, x_scale, x_zero, y_scale, y_zero)
 
 
-def _qlinear_leaky_relu(x, x_scale, x_zero, y_scale, y_zero=None, *, alpha=0.01):
+def _qlinear_leaky_relu(x, x_scale, x_zero=None, y_scale=None, y_zero=None, *, alpha=0.01):
     return _run_leaky(x, x_scale, x_zero, y_scale, y_zero, alpha=alpha)
 
 
-for _name, _reference in (("QLinearAdd", _qlinear_binary(np.add)), ("QLinearMul", _qlinear_binary(np.multiply))):
-    register(Op(_name, since=1, domain=DOMAIN, infer=_infer_qlinear_binary, reference=_reference))
-register(Op("QLinearSigmoid", since=1, domain=DOMAIN, infer=same_as(0), reference=_qlinear_sigmoid))
-register(Op("QLinearLeakyRelu", since=1, domain=DOMAIN, infer=same_as(0), reference=_qlinear_leaky_relu))
+for _name, _function, _code in (("QLinearAdd", np.add, qlinear.ADD), ("QLinearMul", np.multiply, qlinear.MULTIPLY)):
+    register(
+        Op(
+            _name,
+            since=1,
+            domain=DOMAIN,
+            infer=_infer_qlinear_binary,
+            reference=_qlinear_binary(_function),
+            lower=lower_qlinear.lower_combine(_code),
+        )
+    )
+for _name, _table in (("QLinearSigmoid", _qlinear_sigmoid), ("QLinearLeakyRelu", _qlinear_leaky_relu)):
+    _by_table = lower_qlinear.lower_table(_table)
+    register(Op(_name, since=1, domain=DOMAIN, infer=same_as(0), reference=_table, lower=_by_table))
 
 
 def _qlinear_concat(y_scale, y_zero, *inputs, axis):
@@ -174,7 +186,16 @@ def _infer_qlinear_concat(call: Call) -> TensorType:
     return TensorType(call.dtype(1), tuple(out))
 
 
-register(Op("QLinearConcat", since=1, domain=DOMAIN, infer=_infer_qlinear_concat, reference=_qlinear_concat))
+register(
+    Op(
+        "QLinearConcat",
+        since=1,
+        domain=DOMAIN,
+        infer=_infer_qlinear_concat,
+        reference=_qlinear_concat,
+        lower=lower_qlinear.lower_concat(_qlinear_concat),
+    )
+)
 
 
 # --- pools ---
@@ -188,7 +209,7 @@ def _channels_last(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(x, 1, -1))
 
 
-def _qlinear_average_pool(x, x_scale, x_zero, y_scale, y_zero=None, *, channels_last=0, **pool):
+def _qlinear_average_pool(x, x_scale, x_zero=None, y_scale=None, y_zero=None, *, channels_last=0, **pool):
     data = dequantize(_channels_first(x) if channels_last else x, x_scale, x_zero, "X")
     y = quantize(average_pool(data, **pool), y_scale, y_zero, x.dtype)
     return _channels_last(y) if channels_last else y
@@ -230,7 +251,16 @@ def _infer_global_pool(call: Call) -> TensorType:
     return TensorType(call.dtype(0), (x[0], *ones, x[-1]) if call.attr("channels_last", 0) else (*x[:2], *ones))
 
 
-register(Op("QLinearAveragePool", since=1, domain=DOMAIN, infer=_infer_pool, reference=_qlinear_average_pool))
+register(
+    Op(
+        "QLinearAveragePool",
+        since=1,
+        domain=DOMAIN,
+        infer=_infer_pool,
+        reference=_qlinear_average_pool,
+        lower=lower_qlinear.lower_average_pool,
+    )
+)
 register(
     Op(
         "QLinearGlobalAveragePool",
@@ -238,6 +268,7 @@ register(
         domain=DOMAIN,
         infer=_infer_global_pool,
         reference=_qlinear_global_average_pool,
+        lower=lower_qlinear.lower_global_average_pool,
     )
 )
 register(Op("NhwcMaxPool", since=1, domain=DOMAIN, infer=_infer_pool, reference=_nhwc_max_pool))

@@ -149,7 +149,7 @@ def _lower_pairs(low, pairs, mode, fill):
     if all(begin <= 0 and end <= 0 for begin, end in pairs):
         ranges = [(a, -begin, 1, n + begin + end) for a, (n, (begin, end)) in enumerate(zip(shape, pairs))]
         return finish(low, cut(view_of(low, 0), ranges))
-    places = []
+    places: list = []
     for n, (begin, end) in zip(shape, pairs):
         if begin == end == 0:
             places.append(None)

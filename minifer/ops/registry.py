@@ -170,10 +170,10 @@ class Op:
         if not node.outputs:
             raise ModelError(f"{node.label} has no output")
         for name in attrs:
-            wanted = _wanted_type(name, self._defaults.get(name))
-            if not isinstance(node.attrs[name], wanted):
+            types = _wanted_type(name, self._defaults.get(name))
+            if not isinstance(node.attrs[name], types):
                 kind = type(node.attrs[name]).__name__
-                raise ModelError(f"{node.label} has a {kind} as attribute {name}, and {wanted[0].__name__} is needed")
+                raise ModelError(f"{node.label} has a {kind} as attribute {name}, and {types[0].__name__} is needed")
 
     def call(self, ctx: Context, inputs: Sequence[Any]) -> list[Any]:
         """Run the reference; returns one value per output. Any exception becomes an error that names the node."""
@@ -276,13 +276,13 @@ _lock = threading.RLock()
 def register(op: Op) -> Op:
     """Add an operator; users register their own with the same call. A later entry for the same
     (domain, name, since) replaces the earlier one; what a user registers replaces what minifer has."""
-    key = (op.domain, op.name)
+    key, entry = (op.domain, op.name), (op.domain, op.name, op.since)
     home = _module or sys._getframe(1).f_globals.get("__name__", "")
     if _module or home.startswith("minifer.ops."):
         _FOUND.setdefault(key, set()).add(home.removeprefix("minifer.ops."))
-        op = _USER.get((*key, op.since), op)
+        op = _USER.get(entry, op)
     else:
-        _USER[(*key, op.since)] = op
+        _USER[entry] = op
     entries = _TABLE.setdefault(key, [])
     entries[:] = sorted([e for e in entries if e.since != op.since] + [op], key=lambda e: e.since)
     return op

@@ -26,17 +26,16 @@ def place(intervals: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
     first, last, size = (np.array(column, np.int64) for column in zip(*intervals))
     size = (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
     start = np.zeros(count, np.int64)
-    placed = np.zeros(count, bool)
-    for i in sorted(range(count), key=lambda i: (-int(size[i]), i)):
-        near = np.flatnonzero(placed & (first <= last[i]) & (last >= first[i]))
-        near = near[np.argsort(start[near], kind="stable")]
-        offset = 0
-        for j in near:
-            if start[j] - offset >= size[i]:
-                break
-            offset = max(offset, int(start[j] + size[j]))
-        start[i] = offset
-        placed[i] = True
+    placed = np.zeros((4, count), np.int64)  # first step, last step, start and end of what is placed, by rising start
+    for done, i in enumerate(sorted(range(count), key=lambda i: (-int(size[i]), i))):
+        near = placed[:, :done]
+        near = near[2:, (near[0] <= last[i]) & (near[1] >= first[i])]
+        free = np.maximum.accumulate(np.concatenate([[0], near[1]]))  # where a gap before each would begin
+        fits = near[0] - free[:-1] >= size[i]
+        start[i] = free[fits.argmax() if fits.any() else -1]
+        at = int(np.searchsorted(placed[2, :done], start[i]))
+        placed[:, at + 1 : done + 1] = placed[:, at:done]
+        placed[:, at] = first[i], last[i], start[i], start[i] + size[i]
     return [int(s) for s in start], int((start + size).max())
 
 

@@ -7,13 +7,16 @@ reads the result so far; that node is absorbed (see Lowering.absorb) and never b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minifer.ir import Node, TensorType
 from minifer.kernels import activation
-from minifer.plan.lower import Lowering
 from minifer.plan.plan import Slot
+
+if TYPE_CHECKING:
+    from minifer.plan.lower import Lowering
 
 INFINITY = float("inf")
 

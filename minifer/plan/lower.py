@@ -11,6 +11,7 @@ where an operator that needs one layout reads what another wrote in a different 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -65,8 +66,10 @@ class Scope:
     ceiling: Ceiling = field(default_factory=Ceiling)
     dynamic: set[int] = field(default_factory=set)  # nodes whose types were planned wrongly once: ask the run
     uses: dict[str, list[int]] = field(default_factory=dict)
+    leaving: frozenset[str] = frozenset()  # the outputs of the graph
 
     def __post_init__(self) -> None:
+        self.leaving = frozenset(self.graph.outputs)
         for i, node in enumerate(self.nodes):
             for name in dict.fromkeys((*node.inputs, *(n for g in node.subgraphs for n in g.captured()))):
                 if name:
@@ -74,7 +77,7 @@ class Scope:
 
     def last_use(self, name: str) -> int:
         """Index of the last node that reads a name; beyond all nodes for a graph output; -1 if never read."""
-        if name in self.graph.outputs:
+        if name in self.leaving:
             return len(self.nodes)
         return self.uses.get(name, [-1])[-1]
 
@@ -147,7 +150,7 @@ class Planner:
                 return {PLAIN: self._const_slots[name]}
             kind = self.types[name]
             assert isinstance(kind, TensorType)
-            size = int(np.prod(kind.dims, dtype=np.int64)) * itemsize(kind.dtype)
+            size = math.prod(kind.dims) * itemsize(kind.dtype)
             buffer = self.new_array(size)
             self.inputs[name] = buffer.base
             self.where[name] = {PLAIN: Slot(buffer, kind.dtype, kind.dims)}
@@ -279,7 +282,7 @@ class Planner:
             size = 0
             for kind in kinds:
                 if isinstance(kind, TensorType) and kind.concrete:
-                    size += int(np.prod(kind.dims, dtype=np.int64)) * itemsize(kind.dtype)
+                    size += math.prod(kind.dims) * itemsize(kind.dtype)
             if size > FOLD_LIMIT or self.folded + size > FOLD_TOTAL:
                 return False
             self.folded += size
@@ -351,7 +354,7 @@ class Planner:
         for name, kind in zip(node.outputs, kinds):
             buffer = None
             if name and isinstance(kind, TensorType) and kind.dtype != "string":
-                buffer = self.new_array(int(np.prod(kind.dims, dtype=np.int64)) * itemsize(kind.dtype))
+                buffer = self.new_array(math.prod(kind.dims) * itemsize(kind.dtype))
                 self.where[name] = {PLAIN: Slot(buffer, kind.dtype, kind.dims)}
             buffers.append(buffer)
         self.steps.append(
@@ -475,7 +478,7 @@ class Lowering:
         shape = kind.dims
         if layout == CHANNELS_LAST:
             shape = (shape[0], *shape[2:], shape[1])
-        slot = Slot(self.planner.temporary(int(np.prod(shape, dtype=np.int64)) * itemsize(kind.dtype)), kind.dtype,
+        slot = Slot(self.planner.temporary(math.prod(shape) * itemsize(kind.dtype)), kind.dtype,
                     shape, 0, layout)  # fmt: skip
         self.written[self.outputs[i]] = {layout: slot}
         return slot
@@ -516,7 +519,7 @@ class Lowering:
         """The node that alone reads output `i`, where it may be absorbed; else None."""
         scope, name = self.planner.scope, self.outputs[i]
         uses = scope.uses.get(name, [])
-        if len(uses) != 1 or name in scope.graph.outputs or name not in self.planner.local_types:
+        if len(uses) != 1 or name in scope.leaving or name not in self.planner.local_types:
             return None
         index = uses[0]
         node = scope.nodes[index]

@@ -12,7 +12,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,122 +24,12 @@ from minifer.ops.registry import CHANNELS_LAST
 from minifer.plan.cost import node_flops, weights_input
 from minifer.plan.plan import KernelStep, Slot, Step, itemsize
 from minifer.runtime.execute import Executor, Stage
+from minifer.runtime.profile_report import Profile, StepProfile
 from minifer.runtime.records import Table
 
-FORMAT = 1  # of the JSON form; grows when a field changes its meaning or goes
 EMPTY_CALLS = 200
-UNSTEADY = 1.25  # median by minimum from which times are called unsteady
 
 _one_at_a_time = threading.Lock()
-
-
-@dataclass(frozen=True)
-class StepProfile:
-    """One step. Milliseconds are those of one run (all `calls` of it together), without the cost of an empty call
-    and without what the steps of inner graphs (loop bodies, branches) took, which are steps of their own."""
-
-    index: int  # in the order of the first execution
-    node: str
-    op: str  # operator and opset version
-    kernel: str  # or "python": the NumPy reference
-    inputs: tuple[str, ...]  # types of the tensors read, those without constants, in ONNX order of dimensions
-    weights: str  # type of the constant right side of a convolution or product, or ""
-    outputs: tuple[str, ...]
-    calls: float  # in one run
-    min_ms: float
-    median_ms: float
-    share: float  # of the sum of all steps' medians, 0 to 1
-    flops: int  # in one run; a node of several steps has it at the slowest of them; 0 where not known
-    gflops_per_second: float  # the node's arithmetic by the time of all its steps
-    bytes: int  # read and written in one run, each tensor once and whole
-    gbytes_per_second: float
-
-    @property
-    def shapes(self) -> str:
-        """What goes in and what comes out."""
-        left = ", ".join(self.inputs) + (f" * {self.weights}" if self.weights else "")
-        more = ", ..." if len(self.outputs) > 1 else ""
-        return f"{left} -> {self.outputs[0] if self.outputs else '?'}{more}"
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What `Session.profile` found. `print` shows the table of the steps, the slowest first."""
-
-    threads: int
-    runs: int
-    run_min_ms: float  # of the ordinary run, all steps in one call
-    run_median_ms: float
-    profiled_ms: float  # median of the profiled runs, what profiling costs included
-    call_cost_us: float  # of an empty native call: taken off each call of each step
-    steps: tuple[StepProfile, ...]  # in the order of execution
-
-    @property
-    def steps_ms(self) -> float:
-        """The sum of the steps' medians."""
-        return sum(step.median_ms for step in self.steps)
-
-    @property
-    def flops(self) -> int:
-        """All arithmetic that is known, of one run."""
-        return sum(step.flops for step in self.steps)
-
-    def slowest(self, count: int | None = None) -> list[StepProfile]:
-        """Steps by median time, the slowest first."""
-        return sorted(self.steps, key=lambda step: -step.median_ms)[:count]
-
-    def to_json(self) -> dict[str, Any]:
-        """A dict of plain values: `format`, the fields of this object, and `steps` as a list of dicts."""
-        return {
-            "format": FORMAT,
-            **asdict(self),
-            "steps_ms": self.steps_ms,
-            "flops": self.flops,
-            "steps": [{**asdict(s), "inputs": list(s.inputs), "outputs": list(s.outputs)} for s in self.steps],
-        }
-
-    def table(self, top: int | None = None, order: str = "time") -> str:
-        """A text table: the `top` slowest steps (None: all), listed by "time" or in the order of the "run"."""
-        if order not in ("time", "run"):
-            raise InputError(f"order is 'time' or 'run', not {order!r}")
-        shown = self.slowest(top)
-        if order == "run":
-            shown.sort(key=lambda step: step.index)
-        ops = max([len(step.op) for step in shown] + [8])
-        kernels = max([len(step.kernel) for step in shown] + [6])
-        lines = [
-            f"{'step':>4} {'ms':>9} {'min':>9} {'share':>6} {'MFLOP':>9} {'GFLOP/s':>8} {'GB/s':>6}  "
-            f"{'operator':{ops}}  {'kernel':{kernels}}  node, shapes"
-        ]
-        for s in shown:
-            work = f"{s.flops / 1e6:9.2f} {s.gflops_per_second:8.1f}" if s.flops else f"{'-':>9} {'-':>8}"
-            times = f"{s.calls:g} times: " if s.calls != 1 else ""
-            lines.append(
-                f"{s.index:4} {s.median_ms:9.4f} {s.min_ms:9.4f} {s.share:6.1%} {work} {s.gbytes_per_second:6.1f}  "
-                f"{s.op:{ops}}  {s.kernel:{kernels}}  {times}{s.node}: {s.shapes}"
-            )
-        if len(shown) < len(self.steps):
-            rest = self.steps_ms - sum(step.median_ms for step in shown)
-            lines.append(f"{'':4} {rest:9.4f}   the other {len(self.steps) - len(shown)} steps")
-        return "\n".join(lines + self._totals())
-
-    def _totals(self) -> list[str]:
-        rate = ""
-        if self.flops and self.run_median_ms:
-            rate = f", {self.flops / 1e6:.4g} MFLOP at {self.flops / self.run_median_ms / 1e6:.1f} GFLOP/s"
-        calls = sum(step.calls for step in self.steps if step.kernel != "python")
-        lines = [
-            f"run   {self.run_median_ms:.4f} ms, min {self.run_min_ms:.4f}: an ordinary run, median of {self.runs}, on "
-            f"{self.threads} thread{'s' if self.threads > 1 else ''}{rate}",
-            f"steps {self.steps_ms:.4f} ms: their sum, {self.call_cost_us:.1f} us for an empty call taken off each of "
-            f"{calls:g} native calls (a profiled run takes {self.profiled_ms:.4f} ms)",
-        ]
-        if self.run_median_ms > UNSTEADY * self.run_min_ms:
-            lines.append("note  the times vary much: the machine is busy, and the minima tell more than the medians")
-        return lines
-
-    def __str__(self) -> str:
-        return self.table()
 
 
 def profile(run: Callable[[], Any], executor: Executor, runs: int = 20, warmup: int = 3) -> Profile:
@@ -173,7 +63,7 @@ def profile(run: Callable[[], Any], executor: Executor, runs: int = 20, warmup: 
     return Profile(
         settings.threads, runs, min(ordinary) * 1e3, statistics.median(ordinary) * 1e3,
         statistics.median(profiled) * 1e3, max(costs.values(), default=0.0) * 1e6,
-        tuple(_steps(recorder, facts, costs)),
+        tuple(_steps(_rows(recorder, facts, costs))),
     )  # fmt: skip
 
 
@@ -270,7 +160,36 @@ def _empty_call(threads: int, small: bool) -> float:
 # ---- the report ------------------------------------------------------------------------------------------------------
 
 
-def _steps(recorder: Recorder, facts: Facts, costs: Mapping[bool, float]) -> list[StepProfile]:
+@dataclass(eq=False)
+class Row:
+    """A step with what was measured, in seconds, and what is known of it."""
+
+    step: Step
+    types: Mapping[str, Type]
+    calls: float  # in one run
+    least: float
+    median: float
+    reads: list[Type]
+    constants: list[Type]
+    writes: list[Type]
+
+    @property
+    def planned_node(self) -> tuple[int, int]:
+        """The node in its plan: the same node may be planned for several shapes."""
+        return id(self.step.node), id(self.types)
+
+    @property
+    def weight(self) -> tuple[int, int]:
+        """Tells the step that multiplies from others of its node (padding, say): most constants, then most bytes."""
+        return sum(map(_nbytes, self.constants)), sum(map(_nbytes, (*self.reads, *self.writes)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one call reads and writes."""
+        return sum(self.weight)
+
+
+def _rows(recorder: Recorder, facts: Facts, costs: Mapping[bool, float]) -> list[Row]:
     rows = []
     for record in recorder.records.values():
         types, small = facts.get(id(record.step), ({}, None))
@@ -278,39 +197,42 @@ def _steps(recorder: Recorder, facts: Facts, costs: Mapping[bool, float]) -> lis
         missing = [0] * (recorder.runs - len(record.calls))
         calls = [*record.calls, *missing]
         times = [max(s - cost * n, 0.0) for s, n in zip([*record.seconds, *missing], calls)]
-        rows.append((record.step, types, statistics.fmean(calls), min(times), statistics.median(times)))
-    total = sum(row[4] for row in rows)
-    slowest: dict[tuple[int, int], int] = {}  # node of a plan -> the row that bears its arithmetic
-    node_seconds: dict[tuple[int, int], float] = {}
-    for i, (step, types, _, _, median) in enumerate(rows):
-        key = id(step.node), id(types)
-        node_seconds[key] = node_seconds.get(key, 0.0) + median
-        if key not in slowest or median > rows[slowest[key]][4]:
-            slowest[key] = i
+        measured = statistics.fmean(calls), min(times), statistics.median(times)
+        rows.append(Row(record.step, types, *measured, *_tensors(record.step, types)))
+    return rows
+
+
+def _steps(rows: Sequence[Row]) -> list[StepProfile]:
+    total = sum(row.median for row in rows)
+    seconds: dict[tuple[int, int], float] = {}  # of all steps of a node
+    bearers: dict[tuple[int, int], Row] = {}  # the step that has the node's arithmetic
+    for row in rows:
+        key = row.planned_node
+        seconds[key] = seconds.get(key, 0.0) + row.median
+        if key not in bearers or row.weight > bearers[key].weight:
+            bearers[key] = row
     out = []
-    for i, (step, types, calls_a_run, least, median) in enumerate(rows):
-        key = id(step.node), id(types)
-        flops = round(node_flops(step.node, types) * calls_a_run) if slowest[key] == i else 0
-        reads, constants, writes = _tensors(step, types)
-        moved = round(sum(map(_nbytes, (*reads, *constants, *writes))) * calls_a_run)
-        results = {types.get(name) for name in step.node.outputs}  # what else is written is scratch
+    for i, row in enumerate(rows):
+        node, key = row.step.node, row.planned_node
+        flops = round(node_flops(node, row.types) * row.calls) if bearers[key] is row else 0
+        results = {row.types.get(name) for name in node.outputs}  # what else is written is scratch
         out.append(
             StepProfile(
                 index=i,
-                node=step.node.name or next(filter(None, step.node.outputs), ""),
-                op=f"{step.node.domain + '::' if step.node.domain else ''}{step.node.op}-{step.node.version}",
-                kernel=step.kernel.name if isinstance(step, KernelStep) else "python",
-                inputs=tuple(map(str, reads)),
-                weights=_weights(step.node, types, reads) if flops else "",
-                outputs=tuple(str(kind) for kind in writes if kind in results) or tuple(map(str, writes)),
-                calls=calls_a_run,
-                min_ms=least * 1e3,
-                median_ms=median * 1e3,
-                share=median / total if total else 0.0,
+                node=node.name or next(filter(None, node.outputs), ""),
+                op=f"{node.domain + '::' if node.domain else ''}{node.op}-{node.version}",
+                kernel=row.step.kernel.name if isinstance(row.step, KernelStep) else "python",
+                inputs=tuple(map(str, row.reads)),
+                weights=_weights(node, row.types, row.reads) if flops else "",
+                outputs=tuple(str(kind) for kind in row.writes if kind in results) or tuple(map(str, row.writes)),
+                calls=row.calls,
+                min_ms=row.least * 1e3,
+                median_ms=row.median * 1e3,
+                share=row.median / total if total else 0.0,
                 flops=flops,
-                gflops_per_second=_rate(flops, node_seconds[key]),
-                bytes=moved,
-                gbytes_per_second=_rate(moved, median),
+                gflops_per_second=_rate(flops, seconds[key]),
+                bytes=round(row.nbytes * row.calls),
+                gbytes_per_second=_rate(row.nbytes * row.calls, row.median),
             )
         )
     return out

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -74,8 +75,9 @@ def _table(steps: Sequence[KernelStep]) -> Table:
     starts = np.cumsum([0] + [len(r) for r in records])[:-1]
     flags = barriers(steps)
     words = np.zeros((len(steps), runner.RECORD_WORDS), np.int64)
+    place = arguments.ctypes.data
     for i, step in enumerate(steps):
-        words[i] = (library.address(step.kernel), arguments.ctypes.data + 8 * int(starts[i]), flags[i], i)
+        words[i] = (library.address(step.kernel), place + 8 * int(starts[i]), flags[i], i)
     touched = sum(s.nbytes for step in steps for s in (*step.reads, *step.writes))
     return Table(tuple(steps), words, arguments, touched < SMALL_WORK)
 
@@ -95,28 +97,43 @@ def _record(step: KernelStep) -> list[int]:
 def barriers(steps: Sequence[KernelStep]) -> list[int]:
     """1 for each step that must wait: it reads what a step since the last barrier wrote, or writes what one touched."""
     flags = []
-    read: dict[Any, list[tuple[int, int]]] = {}
-    written: dict[Any, list[tuple[int, int]]] = {}
+    read: dict[int, _Extents] = defaultdict(_Extents)
+    written: dict[int, _Extents] = defaultdict(_Extents)
     for step in steps:
         reads = [_extent(s) for s in step.reads if s.buffer.kind != "const"]
         writes = [_extent(s) for s in step.writes]
-        wait = any(_meets(written, e) for e in (*reads, *writes)) or any(_meets(read, e) for e in writes)
+        wait = any(written[base].meets(low, high) for base, low, high in (*reads, *writes))
+        wait = wait or any(read[base].meets(low, high) for base, low, high in writes)
         flags.append(int(wait))
         if wait:
             read.clear()
             written.clear()
-        for key, low, high in reads:
-            read.setdefault(key, []).append((low, high))
-        for key, low, high in writes:
-            written.setdefault(key, []).append((low, high))
+        for table, extents in ((read, reads), (written, writes)):
+            for base, low, high in extents:
+                table[base].add(low, high)
     return flags
+
+
+class _Extents:
+    """A set of bytes as disjoint intervals, in order."""
+
+    def __init__(self) -> None:
+        self.lows: list[int] = []
+        self.highs: list[int] = []
+
+    def meets(self, low: int, high: int) -> bool:
+        """True where a byte from `low` to before `high` is in the set."""
+        at = bisect_left(self.lows, high)
+        return at > 0 and self.highs[at - 1] > low
+
+    def add(self, low: int, high: int) -> None:
+        """Put in the bytes from `low` to before `high`."""
+        first, last = bisect_left(self.highs, low), bisect_right(self.lows, high)
+        if first < last:  # it grows together with those it touches
+            low, high = min(low, self.lows[first]), max(high, self.highs[last - 1])
+        self.lows[first:last], self.highs[first:last] = [low], [high]
 
 
 def _extent(slot: Slot) -> tuple[int, int, int]:
     base, offset = slot.address()
     return base, offset, offset + slot.nbytes
-
-
-def _meets(table: dict[Any, list[tuple[int, int]]], extent: tuple[int, int, int]) -> bool:
-    base, low, high = extent
-    return any(low < h and l < high for l, h in table.get(base, ()))

@@ -37,7 +37,9 @@ def steps(session: Session) -> tuple[list[KernelStep], list[PythonStep]]:
     return native, python
 
 
-def check_native(made: Model, inputs: Mapping[str, np.ndarray], tolerance: float = 1e-5, native: bool = True) -> list[KernelStep]:
+def check_native(
+    made: Model, inputs: Mapping[str, np.ndarray], tolerance: float = 1e-5, native: bool = True
+) -> list[KernelStep]:
     """Run natively on 1 and 2 threads (bit-identical) and by references; compare against the largest magnitude.
 
     With `native` every step must be a kernel. Returns the kernel steps.

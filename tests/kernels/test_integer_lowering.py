@@ -157,6 +157,23 @@ def test_qgemm(turned, addend, quantised):
     run(nodes, {"a": a}, consts)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("zeros", [None, "packed", "float"])
+@pytest.mark.parametrize("m, k, n", [(1, 64, 40), (9, 600, 17), (7, 33, 5)])
+def test_matmul_n_bits(bits, zeros, m, k, n):
+    block = 32
+    blocks = -(-k // block)
+    consts = {"b": whole("uint8", n, blocks, block * bits // 8), "s": scale(n * blocks)}
+    if zeros == "packed":
+        consts["z"] = whole("uint8", n * -(-blocks * bits // 8))
+    elif zeros == "float":
+        consts["z"] = RNG.uniform(0, 3, n * blocks).astype(np.float32)
+    consts["bias"] = RNG.standard_normal(n).astype(np.float32)
+    names = ["a", "b", "s", "z" if zeros else "", "", "bias"]
+    made = node("MatMulNBits", names, ["y"], 1, MICROSOFT, K=k, N=n, bits=bits, block_size=block)
+    run([made], {"a": RNG.standard_normal((2, m, k)).astype(np.float32)}, consts, tolerance=5e-6)
+
+
 def test_what_kernels_decline_runs_by_reference():
     a, b = {"a": whole("uint8", 2, 3, 4, 5)}, {"b": whole("int8", 5, 6)}
     zeros = {"za": whole("uint8", 4)}  # one per row of each matrix
