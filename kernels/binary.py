@@ -32,7 +32,9 @@ from minifer.kernels.simd import (
     vload,
     vload_part,
     vmax,
+    vmax_quick,
     vmin,
+    vmin_quick,
     vselect,
     vsplat,
     vstore,
@@ -63,51 +65,75 @@ def tail(p, step, i, n):
     return vload_part(p, i, n) if step != 0 else vsplat(p, p[0])
 
 
-def binary(name, f, meaning, T, out=None, group="", tolerance=0.0, positive=False):
-    """Make the kernel `name` over T of the vector function f(a, b), with a result in `out` (None: T)."""
+def binary(name, f, meaning, T, out=None, group="", tolerance=0.0, positive=False, bounded=False):
+    """Make the kernel `name` over T of the vector function f(a, b), with a result in `out` (None: T).
+
+    A `bounded` kernel has two more parameters, between which the result is held: a Relu or Clip that follows.
+    """
     Y = out or T
 
     def example(rng, size):
         table, shape, (a, b) = broadcast_example(rng, size, 2)
         y = np.zeros(shape, Y.dtype)
-        return {"a": draw(rng, T, a, positive), "b": draw(rng, T, b, positive), "y": y, "table": table}
+        bounds = {"first": -1.0, "second": 2.5} if bounded else {}
+        return {"a": draw(rng, T, a, positive), "b": draw(rng, T, b, positive), "y": y, "table": table, **bounds}
 
-    def line(a, a_step, b, b_step, y, n):
-        """y[i] = f(a[i * a_step], b[i * b_step]) for i < n; steps are 0 or 1."""
+    def value(a, b, first, second):
+        v = f(a, b)
+        return vmin_quick(second, vmax_quick(first, v)) if bounded else v
+
+    def line(a, a_step, b, b_step, y, n, first, second):
+        """y[i] = value(a[i * a_step], b[i * b_step]) for i < n; steps are 0 or 1."""
         w = lanes(a)
         one_a, one_b = vsplat(a, a[0]), vsplat(b, b[0])
         i = 0
         while i + w <= n:
-            vstore(y, i, f(vload(a, i) if a_step != 0 else one_a, vload(b, i) if b_step != 0 else one_b))
+            left, right = vload(a, i) if a_step != 0 else one_a, vload(b, i) if b_step != 0 else one_b
+            vstore(y, i, value(left, right, first, second))
             i += w
         if i < n:
-            vstore_part(y, i, f(tail(a, a_step, i, n - i), tail(b, b_step, i, n - i)), n - i)
+            left, right = tail(a, a_step, i, n - i), tail(b, b_step, i, n - i)
+            vstore_part(y, i, value(left, right, first, second), n - i)
 
-    body = broadcast_body(line, T, Y)
+    run = broadcast_run(line)
+
+    def body(a: Pointer(T), b: Pointer(T), y: Pointer(Y), table: ptr_i64, tid: i64, nthreads: i64):
+        """y[place] = f(a[place . a_strides], b[place . b_strides]). table: (3, RANK) = sizes, a_strides, b_strides."""
+        run(a, b, y, table, 0, 0, tid, nthreads)
+
+    def bounded_body(
+        a: Pointer(T), b: Pointer(T), y: Pointer(Y), table: ptr_i64, first: T, second: T, tid: i64, nthreads: i64
+    ):
+        """y[place] = min(max(f(a[place . a_strides], b[place . b_strides]), first), second); NaN stays.
+
+        table: (3, RANK) = sizes, a_strides, b_strides.
+        """
+        run(a, b, y, table, first, second, tid, nthreads)
+
     full = f"{name}_{T.name}"
     BINARY[full] = kernel(
         reference=broadcast_reference(meaning), example=example, tolerance=tolerance, name=full,
         group=f"{group}_{T.name}" if group else T.name,
-    )(body)  # fmt: skip
+    )(bounded_body if bounded else body)  # fmt: skip
 
 
 def broadcast_reference(meaning):
     """The reference of a kernel whose NumPy form is meaning(a, b)."""
 
-    def reference(a, b, y, table):
+    def reference(a, b, y, table, first=None, second=None):
         left, right = (strided_view(v, table[0], table[row]) for row, v in ((1, a), (2, b)))
         wide = np.float64 if a.dtype.kind == "f" else a.dtype
         expected = meaning(left.astype(wide), right.astype(wide))
+        expected = expected if first is None else np.minimum(np.maximum(expected, first), second)
         return {"y": np.asarray(expected).astype(y.dtype).reshape(y.shape)}
 
     return reference
 
 
-def broadcast_body(line, T, Y):
-    """A kernel body that walks through the table and calls line(a, a_step, b, b_step, y, n) for runs of elements."""
+def broadcast_run(line):
+    """A function that walks through the table and calls line(a, a_step, b, b_step, y, n, first, second) for runs."""
 
-    def body(a: Pointer(T), b: Pointer(T), y: Pointer(Y), table: ptr_i64, tid: i64, nthreads: i64):
-        """y[place] = f(a[place . a_strides], b[place . b_strides]). table: (3, RANK) = sizes, a_strides, b_strides."""
+    def run(a, b, y, table, first, second, tid, nthreads):
         a_strides, b_strides = table + RANK, table + 2 * RANK
         rows, columns = table[6], table[7]
         pieces = piece_count(columns)
@@ -124,7 +150,7 @@ def broadcast_body(line, T, Y):
             at = piece * PIECE
             line(a + (a_base + r * a_strides[6] + at * a_strides[7]), a_strides[7],
                  b + (b_base + r * b_strides[6] + at * b_strides[7]), b_strides[7],
-                 y + (row * columns + at), min(PIECE, columns - at))  # fmt: skip
+                 y + (row * columns + at), min(PIECE, columns - at), first, second)  # fmt: skip
             unit += 1
             piece += 1
             if piece == pieces:
@@ -137,7 +163,7 @@ def broadcast_body(line, T, Y):
                     a_base = odometer_offset(place, a_strides)
                     b_base = odometer_offset(place, b_strides)
 
-    return body
+    return run
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -174,13 +200,13 @@ def slope(a, b):
 
 for _T in (f32, f64, i32, i64):
     _tolerance = 0.0 if _T.integer else 1e-6
-    binary("add", add, np.add, _T, tolerance=_tolerance)
-    binary("sub", subtract, np.subtract, _T, tolerance=_tolerance)
-    binary("mul", multiply, np.multiply, _T, tolerance=_tolerance)
+    binary("add", add, np.add, _T, tolerance=_tolerance, bounded=_T is f32)
+    binary("sub", subtract, np.subtract, _T, tolerance=_tolerance, bounded=_T is f32)
+    binary("mul", multiply, np.multiply, _T, tolerance=_tolerance, bounded=_T is f32)
     binary("max", larger, np.maximum, _T, group="extreme")
     binary("min", smaller, np.minimum, _T, group="extreme")
 for _T in (f32, f64):
-    binary("div", divide, np.divide, _T, tolerance=1e-6)
+    binary("div", divide, np.divide, _T, tolerance=1e-6, bounded=_T is f32)
     binary("prelu", slope, lambda a, b: np.where(a < 0, a * b, a), _T, group="special", tolerance=1e-6)
 
 
@@ -312,16 +338,16 @@ def integer_division(name, f, meaning, T):
             return {"status": DIVISION_BY_ZERO}
         return plain(a, b, y, table)
 
-    def line(a, a_step, b, b_step, y, n):
+    def line(a, a_step, b, b_step, y, n, first, second):
         for i in range(n):
             divisor = b[i * b_step]
             y[i] = 0 if divisor == 0 else f(a[i * a_step], divisor)
 
-    inner = broadcast_body(line, T, T)
+    run = broadcast_run(line)
 
     def body(a: Pointer(T), b: Pointer(T), y: Pointer(T), divisors: i64, table: ptr_i64, tid: i64, nthreads: i64):
         """y = f(a, b) as the other kernels of this file; 3 if one of the `divisors` elements of b is 0."""
-        inner(a, b, y, table, tid, nthreads)
+        run(a, b, y, table, 0, 0, tid, nthreads)
         for i in range(share(divisors, tid, nthreads), share(divisors, tid + 1, nthreads)):
             if b[i] == 0:
                 return DIVISION_BY_ZERO

@@ -10,7 +10,9 @@ import numpy as np
 from minifer.kernels.mathfn import log
 from minifer.kernels.simd import (
     bitcast,
+    f16_to_f32,
     f32,
+    f32_to_f16,
     f64,
     hmax,
     hsum,
@@ -172,3 +174,70 @@ def softmax_columns(x, y, n, step, count, logarithm):
         factor = vsplat(f32, 1) / total
         for i in range(n):
             vstore_part(y, i * step, vload_part(y, i * step, count) * factor, count)
+
+
+# ---------------------------------------------------------------- float16, with each step rounded to it
+
+
+def half_reference(x, y, outer, n, inner):
+    block = x.reshape(outer, n, inner).astype(np.float16)
+    e = np.exp((block - block.max(1, keepdims=True)).astype("d")).astype(np.float16).astype("d")
+    total = e.sum(1, keepdims=True)
+    rounded = total.astype(np.float16).astype("d")
+    result = e / np.where(np.isinf(rounded), total, rounded)
+    return {"y": result.reshape(y.shape)}
+
+
+def half_example(rng, size):
+    arguments = softmax_example(rng, size)
+    del arguments["logarithm"]
+    arguments["x"] = (arguments["x"] / 4).astype(np.float16).astype("f")
+    return arguments
+
+
+def as_half(v):
+    """f32 lanes rounded to what float16 holds."""
+    return f16_to_f32(f32_to_f16(v))
+
+
+@kernel(reference=half_reference, example=half_example, tolerance=1e-3, group="half")
+def softmax_half(x: ptr_f32, y: ptr_f32, outer: i64, n: i64, inner: i64, tid: i64, nthreads: i64):
+    """softmax of float16 numbers held as f32: differences, exponentials and their sum are each rounded to float16.
+
+    A sum too large for float16 stays as it is. The quotient is left to the cast that follows. Error: one unit of
+    float16, where an exponential lies next to the middle of two.
+    """
+    w = lanes(x)
+    pieces = (inner + w - 1) // w
+    for unit in range(share(outer * pieces, tid, nthreads), share(outer * pieces, tid + 1, nthreads)):
+        first = unit % pieces * w
+        at = unit // pieces * n * inner + first
+        if inner == 1:
+            top = largest(x + at, n)
+            wide = vconvert(vsplat(f32, 0), f64)
+            for i in range(0, n, w):
+                e = as_half(exp_below_zero(as_half(vload_part(x, at + i, n - i) - top)))
+                vstore_part(y, at + i, e, n - i)
+                wide = wide + vconvert(first_lanes(e, n - i), f64)
+            total = half_or_all(vsplat(f32, f32(hsum(wide))))
+            for i in range(0, n, w):
+                vstore_part(y, at + i, vload_part(y, at + i, n - i) / total, n - i)
+        else:
+            count = min(w, inner - first)
+            top = vload_part(x, at, count)
+            for i in range(1, n):
+                top = vmax_quick(top, vload_part(x, at + i * inner, count))
+            wide = vconvert(vsplat(f32, 0), f64)
+            for i in range(n):
+                e = as_half(exp_below_zero(as_half(vload_part(x, at + i * inner, count) - top)))
+                vstore_part(y, at + i * inner, e, count)
+                wide = wide + vconvert(e, f64)
+            total = half_or_all(vconvert(wide, f32))
+            for i in range(n):
+                vstore_part(y, at + i * inner, vload_part(y, at + i * inner, count) / total, count)
+
+
+def half_or_all(total):
+    """total rounded to float16, or itself where that overflows."""
+    rounded = as_half(total)
+    return vselect(rounded == float("inf"), total, rounded)

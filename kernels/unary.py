@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from minifer.kernels import circular
-from minifer.kernels.activation import activate
+from minifer.kernels.activation import CLAMP, GELU, HARD_SWISH, SIGMOID, SILU, TANH, activate
 from minifer.kernels.elementwise import piece_start
 from minifer.kernels.mathfn import erf, exp, expm1, log, sigmoid
 from minifer.kernels.simd import (
@@ -267,16 +267,45 @@ def activation_example(rng, size):
     return {"x": x, "y": np.zeros_like(x), "n": n, "code": int(rng.integers(12)), "first": 0.25, "second": 0.75}
 
 
+def loop_of(code):
+    """A loop for one activation: with the code known, nothing is decided inside of it."""
+
+    def loop(x, y, i, end, first, second):
+        w = lanes(x)
+        while i + w <= end:
+            vstore(y, i, activate(vload(x, i), code, first, second))
+            i += w
+        vstore_part(y, i, activate(vload_part(x, i, end - i), code, first, second), end - i)
+
+    return loop
+
+
+clamp_loop, sigmoid_loop, tanh_loop = loop_of(CLAMP), loop_of(SIGMOID), loop_of(TANH)
+silu_loop, gelu_loop, hard_swish_loop = loop_of(SILU), loop_of(GELU), loop_of(HARD_SWISH)
+
+
 @kernel(reference=activation_reference, example=activation_example, tolerance=1e-6, group="activation")
 def activation(x: ptr_f32, y: ptr_f32, n: i64, code: i64, first: f32, second: f32, tid: i64, nthreads: i64):
     """y[i] = activate(x[i], code, first, second) for i < n."""
-    w = lanes(x)
-    start, end = piece_start(n, tid, nthreads), piece_start(n, tid + 1, nthreads)
-    i = start
-    while i + w <= end:
-        vstore(y, i, activate(vload(x, i), code, first, second))
-        i += w
-    vstore_part(y, i, activate(vload_part(x, i, end - i), code, first, second), end - i)
+    i, end = piece_start(n, tid, nthreads), piece_start(n, tid + 1, nthreads)
+    if code == CLAMP:
+        clamp_loop(x, y, i, end, first, second)
+    elif code == SIGMOID:
+        sigmoid_loop(x, y, i, end, first, second)
+    elif code == TANH:
+        tanh_loop(x, y, i, end, first, second)
+    elif code == SILU:
+        silu_loop(x, y, i, end, first, second)
+    elif code == GELU:
+        gelu_loop(x, y, i, end, first, second)
+    elif code == HARD_SWISH:
+        hard_swish_loop(x, y, i, end, first, second)
+    else:
+        w = lanes(x)
+        while i + w <= end:
+            vstore(y, i, activate(vload(x, i), code, first, second))
+            i += w
+        vstore_part(y, i, activate(vload_part(x, i, end - i), code, first, second), end - i)
 
 
 # ---------------------------------------------------------------- tests of one number

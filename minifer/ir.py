@@ -56,12 +56,18 @@ class SparseTensorType:
     dtype: str
     shape: tuple[Dim, ...] | None = None
 
+    def __str__(self) -> str:
+        return f"sparse {TensorType(self.dtype, self.shape)}"
+
 
 @dataclass(frozen=True)
 class SequenceType:
     """A sequence of values of one type; held as a Python list."""
 
     element: Type | None
+
+    def __str__(self) -> str:
+        return f"sequence({'?' if self.element is None else self.element})"
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,9 @@ class OptionalType:
 
     element: Type | None
 
+    def __str__(self) -> str:
+        return f"optional({'?' if self.element is None else self.element})"
+
 
 @dataclass(frozen=True)
 class MapType:
@@ -77,6 +86,9 @@ class MapType:
 
     key: str
     value: Type | None
+
+    def __str__(self) -> str:
+        return f"map({self.key}, {'?' if self.value is None else self.value})"
 
 
 Type = TensorType | SparseTensorType | SequenceType | OptionalType | MapType

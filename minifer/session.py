@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,20 @@ import numpy as np
 
 from minifer import dtypes
 from minifer.errors import InputError, MiniferError, UnsupportedError
-from minifer.ir import Dim, Graph, MapType, Model, Node, OptionalType, SequenceType, SparseTensorType, TensorType, Type
+from minifer.ir import (
+    Dim,
+    Graph,
+    MapType,
+    Model,
+    Node,
+    OptionalType,
+    SequenceType,
+    SparseTensor,
+    SparseTensorType,
+    TensorType,
+    Type,
+    type_of_value,
+)
 from minifer.onnx_io import read_model
 from minifer.ops import registry
 from minifer.passes import optimise
@@ -22,6 +36,9 @@ from minifer.runtime.execute import Executor, Limits, Settings
 
 if TYPE_CHECKING:
     from minifer.runtime.profile_report import Profile
+
+
+EXECUTORS_KEPT = 16  # sets of overridden initialisers whose plans are kept
 
 
 @dataclass(frozen=True)
@@ -107,14 +124,15 @@ class Session:
         """
         if self._closed:
             raise MiniferError("the session is closed")
+        if isinstance(outputs, str):
+            raise InputError(f"outputs is a list of names: pass [{outputs!r}]")
+        unknown = [n for n in outputs or () if n not in self.graph.outputs]
+        if unknown:
+            has = ", ".join(self.graph.outputs)
+            raise InputError(f"the model has no output {', '.join(map(repr, unknown))}; it has {has}")
         values = self._checked(feeds)
         results = dict(zip(self.graph.outputs, self._executor(values).run(values)))
-        if outputs is None:
-            return results
-        unknown = [n for n in outputs if n not in results]
-        if unknown:
-            raise InputError(f"the model has no output {', '.join(map(repr, unknown))}; it has {', '.join(results)}")
-        return {n: results[n] for n in outputs}
+        return results if outputs is None else {n: results[n] for n in outputs}
 
     def __call__(self, *args: Any, **named: Any) -> dict[str, Any]:
         """`session(x, y)` or `session(name=x)`: inputs by position or name."""
@@ -143,6 +161,9 @@ class Session:
     def _executor(self, values: Mapping[str, Any]) -> Executor:
         overridden = frozenset(n for n in values if n in self.graph.consts)
         found = self._executors.get(overridden)
+        while found is None and len(self._executors) >= EXECUTORS_KEPT:
+            with contextlib.suppress(KeyError, StopIteration):  # another thread may have been quicker
+                del self._executors[next(iter(self._executors))]
         if found is None:
             consts = {n: v for n, v in self.graph.consts.items() if n not in overridden}
             graph = self.graph.with_(consts=consts)
@@ -177,6 +198,7 @@ class Session:
         """Free plans, packed weights and workspaces; the session cannot run any more."""
         self._closed = True
         self._executors.clear()
+        self.settings.plans.clear()
         self.settings.workspaces.clear()
 
     def __enter__(self) -> Session:
@@ -258,21 +280,31 @@ def check_value(value: Any, name: str, kind: Type | None) -> Any:
     if isinstance(kind, MapType):
         if not isinstance(value, dict):
             raise InputError(f"input '{name}' is a map: pass a dict, not {type(value).__name__}")
-        return value
+        return _onnx_value(value, name)
     if isinstance(kind, SparseTensorType):
+        if not isinstance(value, SparseTensor):
+            raise InputError(f"input '{name}' is sparse: pass a minifer.ir.SparseTensor, not {type(value).__name__}")
         return value
     if value is None:
         if kind is None:
             return None
         raise InputError(f"input '{name}' is None, expected {kind}")
     if kind is None and isinstance(value, list | dict):
-        return value
+        return _onnx_value(value, name)
     try:
         array = np.asarray(value)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"input '{name}' cannot be made an array: {error}") from error
-    if kind is not None and kind.dtype == "string":
+    except Exception as error:  # ragged lists, and whatever an object's __array__ raises
+        wanted = f"; the model expects {kind}" if kind is not None else ""
+        raise InputError(f"input '{name}' cannot be made an array: {error}{wanted}") from error
+    if array.dtype == object and (kind is None or kind.dtype != "string"):
+        odd = next((type(v).__name__ for v in array.reshape(-1).tolist() if not isinstance(v, str | bytes)), "")
+        if odd:
+            wanted = f", the model expects {kind}" if kind is not None else ""
+            raise InputError(f"input '{name}' is an array of Python objects ({odd}){wanted}; pass numbers or strings")
+    if array.dtype.kind in "OUST" or (kind is not None and kind.dtype == "string"):
         array = _strings(array, name)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     try:
         dtype = dtypes.from_numpy(array.dtype)
     except UnsupportedError as error:
@@ -290,6 +322,14 @@ def check_value(value: Any, name: str, kind: Type | None) -> Any:
         if not fits:
             raise InputError(f"input '{name}' has shape {list(array.shape)}, the model expects {kind}")
     return array
+
+
+def _onnx_value(value: Any, name: str) -> Any:
+    try:
+        type_of_value(value)
+    except (TypeError, MiniferError) as error:
+        raise InputError(f"input '{name}' holds what ONNX has no type for: {error}") from error
+    return value
 
 
 def _strings(array: np.ndarray, name: str) -> np.ndarray:

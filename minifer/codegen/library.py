@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,10 +21,11 @@ from minifer.codegen.store import SUFFIX, Spec, Unit
 from minifer.errors import KernelError
 from minifer.kernels.spec import KernelGroup, KernelSpec, NativeFunction
 from minifer.kernels.target import Target, host
+from minifer.locks import Lock
 
 ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
-_lock = threading.RLock()
+_lock = Lock()
 _loaded: dict[Unit, Any] = {}
 _addresses: dict[str, int] = {}
 _failed: dict[Unit, str] = {}

@@ -65,6 +65,24 @@ def no_kernel(low: Any, dtype: str) -> Declined:
     return Declined(f"no kernel of {low.node.op} for {dtype}")
 
 
+#: (code, first, second) of no activation
+IDENTITY = (activation.CLAMP, -math.inf, math.inf)
+
+
+def activation_after(low: Any) -> tuple[int, float, float]:
+    """Absorb the activation that follows a float32 output 0: (code, first, second)."""
+    after = low.epilogue(channel_axis=None, residual=False)
+    return after.code, after.first, after.second
+
+
+def bounds_after(low: Any) -> tuple[float, float]:
+    """Absorb a Relu or Clip that follows a float32 output 0."""
+    follower = low.follower()
+    if follower is None or follower[1].op not in ("Relu", "Clip"):
+        return IDENTITY[1:]
+    return activation_after(low)[1:]
+
+
 # ---------------------------------------------------------------- types
 
 
@@ -305,18 +323,28 @@ def apply_binary(
     layout, pair = found
     a, b = (widened_operand(low, o, i) for o, i in zip(pair, indices))
     result = None if low.out_type().dtype == "bool" else WIDE.get(dtype, dtype)
+    bounds = bounds_after(low) if result == dtype and is_bounded(kernel) else None
     y = Result(low, layout, dtype=result)
-    call_binary(low, kernel, a, b, y.slot, low.out_shape(), layout)
+    call_binary(low, kernel, a, b, y.slot, low.out_shape(), layout, bounds)
     y.close()
     return None
 
 
-def call_binary(low: Any, kernel: Any, a: Operand, b: Operand, y: Any, dims: Sequence[int], layout: str) -> None:
-    """y = kernel(a, b), with a result of ONNX dimensions `dims`."""
+def is_bounded(kernel: Any) -> bool:
+    """Whether a kernel holds its result between two bounds."""
+    return kernel.parameters[-1].name == "second"
+
+
+def call_binary(
+    low: Any, kernel: Any, a: Operand, b: Operand, y: Any, dims: Sequence[int], layout: str,
+    bounds: tuple[float, float] | None = None,
+) -> None:  # fmt: skip
+    """y = kernel(a, b), with a result of ONNX dimensions `dims`, held between bounds."""
     table = table_of(a, b, dims, layout)
     assert table is not None, "operands() admits no others"
     counted = [b.slot.size] if any(p.name == "divisors" for p in kernel.parameters) else []
-    low.call(kernel, a.slot, b.slot, y, *counted, low.const(table))
+    ends = (bounds or IDENTITY[1:]) if is_bounded(kernel) else ()
+    low.call(kernel, a.slot, b.slot, y, *counted, low.const(table), *ends)
 
 
 def apply_chain(low: Any, steps: Sequence[tuple[str, int]], last: tuple[str, Any] | None = None) -> Declined | None:
@@ -336,6 +364,7 @@ def apply_chain(low: Any, steps: Sequence[tuple[str, int]], last: tuple[str, Any
     if len(every) == 1:
         low.alias(low.input(0, layout))
         return None
+    bounds = bounds_after(low) if dtype == wide and is_bounded(kernels[-1]) else None
     y = Result(low, layout)
     total = every[0]
     for k, (kernel, other) in enumerate(zip(kernels, every[1:])):
@@ -346,7 +375,7 @@ def apply_chain(low: Any, steps: Sequence[tuple[str, int]], last: tuple[str, Any
             made = low.scratch(size * np.dtype(wide).itemsize, wide)
             target = replace(made, shape=memory_shape(dims, layout))
         own = layout if len(dims) == len(low.out_shape()) else PLAIN
-        call_binary(low, kernel, total, other, target, dims, own)
+        call_binary(low, kernel, total, other, target, dims, own, bounds if k + 1 == len(kernels) else None)
         total = Operand(target, dims, own)
     y.close()
     return None

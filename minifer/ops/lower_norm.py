@@ -7,15 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from minifer.kernels import activation, lrn, norm
+from minifer.kernels import lrn, norm
 from minifer.kernels.binary import BINARY
 from minifer.kernels.elementwise import broadcast_table, dense_strides
-from minifer.ops.lower_elementwise import WIDE, Result, layout_of, memory_order, no_kernel, widened
+from minifer.ops.lower_elementwise import (
+    IDENTITY,
+    WIDE,
+    Result,
+    activation_after,
+    layout_of,
+    memory_order,
+    no_kernel,
+    widened,
+)
 from minifer.ops.registry import CHANNELS_LAST, PLAIN, Declined
 from minifer.ops.shapes import integers
-
-INFINITY = math.inf
-IDENTITY = (activation.CLAMP, -INFINITY, INFINITY)
 
 
 def wide_type(low: Any, i: int = 0) -> str:
@@ -158,6 +164,26 @@ def _scale(low: Any, x: Any, y: Any, layout: str, numbers: tuple[Any, Any, Any],
         low.call(norm.scale_rows, x, *numbers, y, batch * channels, area, channels * (batch if each else 1), *tail)
 
 
+def _take_affine(low: Any, factor: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Absorb the multiplications and additions by channel that follow; returns factor and bias with them."""
+    dims = low.out_shape()
+    while (found := low.follower()) is not None:
+        index, node = found
+        if node.op not in ("Mul", "Add") or node.domain or node.version < 7:
+            break
+        other = node.inputs[1] if node.inputs[0] == low.outputs[0] else node.inputs[0]
+        value = low.planner.known.get(other)
+        if value is None or value.dtype != np.float32 or value.ndim > len(dims):
+            break
+        shape = (1,) * (len(dims) - value.ndim) + value.shape
+        if any(d not in ((1, dims[1]) if i == 1 else (1,)) for i, d in enumerate(shape)):
+            break
+        number = np.broadcast_to(value.reshape(-1), (dims[1] if len(dims) > 1 else 1,)).astype(np.float64)
+        factor, bias = (factor * number, bias * number) if node.op == "Mul" else (factor, bias + number)
+        low.absorb(index)
+    return factor, bias
+
+
 def lower_batch_norm(low: Any) -> Declined | None:
     """BatchNormalization with given statistics."""
     if wide_type(low) != "float32":
@@ -170,11 +196,10 @@ def lower_batch_norm(low: Any) -> Declined | None:
     layout = layout_of(low)
     if all(low.value(i) is not None for i in range(1, 5)):
         scale, bias, mean, variance = (np.asarray(low.value(i)).astype(np.float64) for i in range(1, 5))
-        if low.dtype(0) == "float32":
-            after = low.epilogue(channel_axis=1, residual=False)
-            bias = bias if after.bias is None else bias + after.bias
-            tail = (after.code, after.first, after.second)
         factor = scale / np.sqrt(variance + epsilon)
+        if low.dtype(0) == "float32":
+            factor, bias = _take_affine(low, factor, bias)
+            tail = activation_after(low)
         numbers = tuple(low.const(v.astype(np.float32)) for v in (mean, factor, bias))
     else:
         scale, bias, mean, variance = (vector(low, i, channels) for i in range(1, 5))
@@ -209,11 +234,7 @@ def _by_groups(low: Any, groups: int, per_group: bool) -> Declined | None:
     low.call(
         norm.coefficients, mean, variance, scale, bias, *numbers, batch, channels, groups, int(per_group), epsilon, 0
     )  # fmt: skip
-    tail: tuple = IDENTITY
-    follower = low.follower()
-    if low.dtype(0) == "float32" and not (follower and follower[1].op == "Add"):  # no bias: an activation alone
-        after = low.epilogue(residual=False)
-        tail = (after.code, after.first, after.second)
+    tail = activation_after(low)
     y = Result(low, layout)
     _scale(low, x, y.slot, layout, tuple(numbers), True, tail)
     y.close()

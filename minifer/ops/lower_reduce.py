@@ -26,6 +26,7 @@ from minifer.ops.lower_elementwise import (
     layout_of,
     memory_order,
     no_kernel,
+    widened,
 )
 from minifer.ops.registry import CHANNELS_LAST, PLAIN, Declined
 from minifer.ops.shapes import integers
@@ -155,8 +156,11 @@ def lower_softmax(logarithm: int, flattened: bool = False) -> Callable[[Any], De
     """Softmax or its logarithm along an axis, or (before opset 13) along all axes from one on."""
 
     def lower(low: Any) -> Declined | None:
-        if low.dtype(0) != "float32":
-            return no_kernel(low, low.dtype(0))
+        dtype = low.dtype(0)
+        if WIDE.get(dtype, dtype) != "float32":
+            return no_kernel(low, dtype)
+        if dtype == "bfloat16" and not logarithm:
+            return Declined("the official results round each step to bfloat16, which the reference does")
         dims = low.shape(0)
         rank = len(dims)
         layout = PLAIN
@@ -169,8 +173,13 @@ def lower_softmax(logarithm: int, flattened: bool = False) -> Callable[[Any], De
             at = order.index(low.attr("axis", -1) % rank)
             sizes = [dims[i] for i in order]
             outer, n, inner = math.prod(sizes[:at]), sizes[at], math.prod(sizes[at + 1 :])
-        x = low.input(0, layout)
-        low.call(softmax.softmax, x, low.output(0, layout), outer, n, inner, logarithm)
+        x = widened(low, low.input(0, layout))
+        y = Result(low, layout)
+        if dtype == "float16" and not logarithm:
+            low.call(softmax.softmax_half, x, y.slot, outer, n, inner)
+        else:
+            low.call(softmax.softmax, x, y.slot, outer, n, inner, logarithm)
+        y.close()
         return None
 
     return lower

@@ -246,9 +246,12 @@ def _weights(w: np.ndarray, scale: np.ndarray, zero: np.ndarray, name: str) -> n
 
 
 def _dynamic_quantize_lstm(
-    x, w, r, b, sequence_lens, initial_h, initial_c, p, w_scale, w_zero, r_scale, r_zero, *, activation_alpha=None,
-    activation_beta=None, activations=None, clip=None, direction="forward", hidden_size=None, input_forget=0,
+    x, w, r, b=None, sequence_lens=None, initial_h=None, initial_c=None, p=None, w_scale=None, w_zero=None,
+    r_scale=None, r_zero=None, *, activation_alpha=None, activation_beta=None, activations=None, clip=None,
+    direction="forward", hidden_size=None, input_forget=0,
 ):  # fmt: skip
+    if any(v is None for v in (w_scale, w_zero, r_scale, r_zero)):
+        raise InputError("the scales and zero points of W and R are needed (inputs 8 to 11)")
     functions = (activations, activation_alpha, activation_beta)
     return run_lstm(
         x, _weights(w, w_scale, w_zero, "W"), _weights(r, r_scale, r_zero, "R"), b, sequence_lens, initial_h,

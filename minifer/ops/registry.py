@@ -21,15 +21,16 @@ import importlib
 import inspect
 import pkgutil
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from minifer.errors import InputError, LimitError, MiniferError, ModelError, ShapeError
+from minifer import dtypes
+from minifer.errors import InputError, LimitError, MiniferError, ModelError, ShapeError, UnsupportedError
 from minifer.ir import Dim, Graph, Node, SparseTensor, TensorType, Type, type_of_value
+from minifer.locks import Lock
 
 # memory layouts that a lowering may ask for
 PLAIN = "plain"  # row-major in the order of the ONNX dimensions
@@ -184,7 +185,7 @@ class Op:
             attrs["ctx"] = ctx
         try:
             with np.errstate(all="ignore"):
-                result = self.reference(*inputs, **attrs)
+                result = self.reference(*map(_read_only, inputs), **attrs)
         except MiniferError as error:
             if node.label in str(error):
                 raise
@@ -211,7 +212,20 @@ class Op:
                     f"{node.label}({_kinds(inputs)}): the operator's function returned a {type(value).__name__} as "
                     f"output {i}; it must return arrays (one, or a tuple with one per output)"
                 )
+            if isinstance(value, np.ndarray | np.generic):
+                try:
+                    dtypes.from_numpy(value.dtype)
+                except UnsupportedError as error:
+                    raise InputError(f"{node.label}({_kinds(inputs)}): output {i}: {error}") from error
         return results
+
+
+def _read_only(value: Any) -> Any:
+    """An array that the reference cannot write to: it may be the caller's own, or a constant of the model."""
+    if isinstance(value, np.ndarray) and value.flags.writeable:
+        value = value.view()
+        value.flags.writeable = False
+    return value
 
 
 def _wanted_type(name: str, default: Any) -> tuple[type, ...]:
@@ -270,7 +284,7 @@ _FOUND: dict[tuple[str, str], set[str]] = {}  # modules that registered an opera
 _catalogue: dict[tuple[str, str], list[str]] | None = None
 _module = ""  # of minifer.ops, while it is imported
 _loaded = False
-_lock = threading.RLock()
+_lock = Lock()
 
 
 def register(op: Op) -> Op:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -21,12 +20,14 @@ import numpy as np
 
 from minifer import dtypes
 from minifer.errors import InputError, LimitError, MiniferError
-from minifer.ir import Graph, SequenceType, SparseTensor, TensorType, Type, type_of_value
+from minifer.ir import Graph, Node, SequenceType, SparseTensor, TensorType, Type, type_of_value
+from minifer.locks import Lock
 from minifer.ops import registry
 from minifer.ops.registry import Call, Context
 from minifer.plan.ceiling import Ceiling
 from minifer.plan.lower import Packed, Planner, Scope
-from minifer.plan.plan import ARENA, KernelStep, Plan, PythonStep, Slot
+from minifer.plan.plan import ARENA, Plan, PythonStep, Slot
+from minifer.runtime.kept import Kept
 from minifer.runtime.records import Table, build_tables, ensure_kernels
 
 PLANS_KEPT = 64  # plans per graph and per stage
@@ -35,8 +36,10 @@ WORKSPACES_KEPT = 4
 
 #: what a kernel's status means
 STATUS = {
-    1: "an index is out of range", 2: "a size or count in the data is not valid", 3: "integer division by zero",
-}  # fmt: skip
+    1: "an index is out of range; check the values of the inputs that hold indices or lengths",
+    2: "a size or count in the data is not valid",
+    3: "integer division by zero; check the values of the divisor",
+}
 
 
 @dataclass
@@ -79,6 +82,7 @@ class Settings:
     native: bool = True
     limits: Limits = field(default_factory=Limits)
     workspaces: Workspaces = field(default_factory=lambda: Workspaces())
+    plans: Kept = field(default_factory=Kept)
     trace: Any = None  # called with (node, kernel or None, seconds, outputs) after each step, where set
     on_step: Any = None  # called with (step, start, end) after each step, where set; times of perf_counter
 
@@ -88,7 +92,7 @@ class Workspaces:
 
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def take(self, nbytes: int) -> np.ndarray:
         """A 64-byte aligned block of at least `nbytes` bytes."""
@@ -169,9 +173,10 @@ class Executor:
         self.known = {**(known or {}), **graph.consts}
         ceiling = Ceiling(settings.limits.max_bytes)
         self.scope = Scope(graph, graph.nodes, self._run_known, settings.native, settings.threads, Packed(), ceiling)
+        self._known_types: dict[str, Type] | None = None
         self._clock = Clock(None)  # of the run that is planning now
         self.stages: OrderedDict[Any, Stage] = OrderedDict()
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     # -- planning -----------------------------------------------------------------------------------------
 
@@ -187,10 +192,7 @@ class Executor:
             if found is not None:
                 return found
             types = {n: loose_type(v) for n, v in feeds.items()}
-            for name, value in self.known.items():
-                types.setdefault(name, type_of_value(value))
-            known = {n: v for n, v in self.known.items() if n not in feeds}
-            known.update((n, v.copy()) for n, v in fixed.items())
+            known = {n: v.copy() for n, v in fixed.items()}
             return self._keep(self.stages, key, self._make(0, types, known, clock))
 
     def _fixed(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -221,13 +223,16 @@ class Executor:
 
     def _keep(self, table: OrderedDict[Any, Stage], key: Any, stage: Stage) -> Stage:
         table[key] = stage
+        self.settings.plans.add(table, key, stage)
         if len(table) > PLANS_KEPT:
-            table.popitem(last=False)
+            self.settings.plans.drop(table.popitem(last=False)[1])
         return stage
 
     def _make(self, start: int, types: Mapping[str, Type], known: Mapping[str, Any], clock: Clock | None) -> Stage:
         self._clock = clock or Clock(self.settings.limits.max_seconds)
-        plan, end = Planner(self.scope, start, types, known).plan()
+        if self._known_types is None:
+            self._known_types = {n: type_of_value(v) for n, v in self.known.items()}
+        plan, end = Planner(self.scope, start, {**self._known_types, **types}, {**self.known, **known}).plan()
         if int(os.environ.get("MINIFER_DEBUG") or 0) >= 1:
             steps = f"{plan.native_steps()} kernel steps, {len(plan.python_steps())} by reference"
             print(f"plan of '{self.graph.name}' from node {start}: {steps}, arena {plan.arena_bytes:,} bytes",
@@ -266,6 +271,8 @@ class Executor:
                 with self._lock:
                     if wrong.index not in self.scope.dynamic:  # else another thread has met it first
                         self.scope.dynamic.add(wrong.index)
+                        for stage in list(self.stages.values()):
+                            self.settings.plans.drop(stage)
                         self.stages.clear()
 
     def _run(self, feeds: Mapping[str, Any], clock: Clock) -> list[Any]:
@@ -288,6 +295,7 @@ class Executor:
 
     def _run_stage(self, stage: Stage, env: dict[str, Any], owned: set[int], clock: Clock) -> None:
         clock.check()
+        self.settings.plans.used(stage)
         plan = stage.plan
         arrays: dict[int, np.ndarray] = {}
         bases = np.zeros(plan.bases, np.int64)
@@ -310,7 +318,7 @@ class Executor:
                 if isinstance(part, PythonStep):
                     self._python_step(stage, part, env, objects, arrays, bases, clock)
                 else:
-                    self._native_part(part, bases, arrays)
+                    self._native_part(stage, part, env, bases, arrays)
                 clock.check()
             for name, source in plan.outputs:
                 if isinstance(source, Slot):
@@ -326,19 +334,21 @@ class Executor:
         finally:
             self.settings.workspaces.give(arena)
 
-    def _native_part(self, table: Table, bases: np.ndarray, arrays: dict[int, np.ndarray]) -> None:
+    def _native_part(
+        self, stage: Stage, table: Table, env: Mapping[str, Any], bases: np.ndarray, arrays: dict[int, np.ndarray]
+    ) -> None:
         trace, on_step = self.settings.trace, self.settings.on_step
         if trace is None and on_step is None:
             failed = table.run(bases, self.settings.threads)
             if failed is not None:
-                raise kernel_error(table.steps[failed[0]], failed[1])
+                raise self._kernel_error(stage, env, table.steps[failed[0]].node, failed[1])
             return
         for i, step in enumerate(table.steps):
             start = time.perf_counter()
             failed = table.run(bases, self.settings.threads, i)
             end = time.perf_counter()
             if failed is not None:
-                raise kernel_error(step, failed[1])
+                raise self._kernel_error(stage, env, step.node, failed[1])
             if on_step is not None:
                 on_step(step, start, end)
             if trace is not None:
@@ -354,7 +364,7 @@ class Executor:
             for table in (objects, env, step.known):
                 if source in table:
                     return table[source]
-            return stage.known[source]
+            return stage.known[source] if source in stage.known else self.known[source]
 
         inputs = [value_of(s) for s in step.inputs]
 
@@ -401,6 +411,18 @@ class Executor:
         kinds = op.infer(call)
         self.scope.ceiling.check_types(call, kinds if isinstance(kinds, list | tuple) else [kinds])
 
+    def _kernel_error(self, stage: Stage, env: Mapping[str, Any], node: Node, status: int) -> MiniferError:
+        """The error for data that a kernel refused."""
+
+        def kind(name: str) -> str:
+            if name in stage.plan.types:
+                return str(stage.plan.types[name])
+            value = next((t[name] for t in (env, stage.known, self.known) if name in t), None)
+            return "-" if value is None else str(type_of_value(value))
+
+        kinds = ", ".join(map(kind, node.inputs))
+        return InputError(f"{node.label}({kinds}): {STATUS.get(status, f'kernel status {status}')}")
+
     def _hold(self, nbytes: int) -> None:
         self.scope.ceiling.check(nbytes, "what a loop has gathered")
 
@@ -413,11 +435,6 @@ def _kept(table: OrderedDict[Any, Stage], key: Any) -> Stage | None:
             table.move_to_end(key)
     return found
 
-
-def kernel_error(step: KernelStep, status: int) -> MiniferError:
-    """The error for data that a kernel refused."""
-    kinds = ", ".join(f"{s.dtype}{list(s.shape)}" for s in step.reads)
-    return InputError(f"{step.node.label}({kinds}): {STATUS.get(status, f'kernel status {status}')}")
 
 
 def _address(array: np.ndarray) -> int:

@@ -51,16 +51,16 @@ class Pool:
         self._give_way = give_way_address()
         self._locks = [threading.Lock() for _ in range(workers)]
         self._wake = threading.Lock()
-        self._started = False
+        for lock in self._locks:
+            lock.acquire()
+        self._running = 0  # workers that have been started
         self._launch = ctypes.CFUNCTYPE(_WORD, *[_WORD] * 6)(library.address_of_native(runner.launch))
 
     def _start(self) -> None:
         serve = ctypes.CFUNCTYPE(_WORD, *[_WORD] * 3)(library.address_of_native(runner.serve))
-        for w, lock in enumerate(self._locks):
-            lock.acquire()
-            thread = threading.Thread(target=self._work, args=(w, serve), name=f"minifer-{w + 1}", daemon=True)
-            thread.start()
-        self._started = True
+        while self._running < len(self._locks):  # an interrupt may come between two; the next call goes on from there
+            w, self._running = self._running, self._running + 1
+            threading.Thread(target=self._work, args=(w, serve), name=f"minifer-{w + 1}", daemon=True).start()
 
     def _work(self, w: int, serve) -> None:
         box = self._address + w * runner.BOX_WORDS * 8
@@ -73,7 +73,7 @@ class Pool:
     def wake(self) -> None:
         """Wake the workers that sleep."""
         with self._wake:
-            if not self._started:
+            if self._running < len(self._locks):
                 self._start()
             for w in range(len(self._locks)):
                 if self._states[w] == runner.ASLEEP:

@@ -129,7 +129,7 @@ def test_run_on_an_image(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "MODEL", "--random", "--shape", "x=1,4"], "input 'x' has shape"),
         (["run", "MODEL", "--random", "--dim", "Q=1"], "no symbolic dimension"),
         (["run", "MODEL", "--random", "--repeat", "0"], "at least 1"),
-        (["run", "MODEL", "--random", "--threads", "0"], "at least 1"),
+        (["run", "MODEL", "--random", "--threads", "0"], "a number from 1"),
         (["run", "MODEL", "--random", "--output", "FOLDER"], "FOLDER"),
         (["run", "MODEL", "X.npy", "--dim", "N=2"], "--random"),
         (["run", "MODEL", "--random", "--set", "i=1.5"], "no value of type int64"),

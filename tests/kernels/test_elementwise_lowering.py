@@ -190,13 +190,24 @@ def test_casts(source, target):
         x[::3] = RNG.integers(0, 3, 26)
     else:
         x = np.concatenate(
-            [RNG.standard_normal(70) * 2.0 ** RNG.integers(-9, 40, 70), [np.nan, np.inf, -np.inf, 0, -0.0]]
+            [RNG.standard_normal(72) * 2.0 ** RNG.integers(-9, 40, 72), [np.nan, np.inf, -np.inf, 0, -0.0]]
         )
         with np.errstate(all="ignore"):
             x = x.astype(dtypes.to_numpy(source))
     fed = {"x": x.reshape(7, 11)}
     made = model([node("Cast", ["x"], ["y"], 21, to=dtypes.code_of_name(target))], fed, {}, ["y"])
     check_native(made, fed, 0.0, native=False)
+
+
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Sum", "Mean"])
+@pytest.mark.parametrize("after", ["Relu", "Clip"])
+def test_bounds_after_arithmetic_cost_nothing(op, after):
+    fed = {"a": draw((3, 40)), "b": draw((40,), low=0.5)}
+    bounds = {"low": np.float32(-0.5), "high": np.float32(0.75)}
+    nodes = [node(op, ["a", "b"], ["s"]), node(after, ["s", *(bounds if after == "Clip" else {})], ["y"])]
+    kernels = check_native(model(nodes, fed, bounds, ["y"]), fed, 1e-6)
+    assert after not in [k.node.op for k in kernels]
+    check_native(model(nodes, fed, bounds, ["y", "s"]), fed, 1e-6)
 
 
 # ---------------------------------------------------------------- layouts

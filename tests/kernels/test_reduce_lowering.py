@@ -114,6 +114,13 @@ def test_softmax(op, shape):
         check_native(model([node(op, ["x"], ["y"], 11, axis=axis)], {"x": x}, {}, ["y"]), {"x": x}, 1e-6)
 
 
+@pytest.mark.parametrize("op, dtype", [("Softmax", "float16"), ("LogSoftmax", "float16"), ("LogSoftmax", "bfloat16")])
+def test_softmax_of_half_precision(op, dtype):
+    x = RNG.standard_normal((3, 40)).astype(dtypes.to_numpy(dtype))
+    tolerance = {"float16": 2e-3, "bfloat16": 8e-3}[dtype]
+    check_native(model([node(op, ["x"], ["y"])], {"x": x}, {}, ["y"]), {"x": x}, tolerance)
+
+
 def test_softmax_of_masked_rows():
     x = np.zeros((4, 20), np.float32)
     x[0, 3:] = -np.inf

@@ -5,6 +5,9 @@ from __future__ import annotations
 from minifer.ir import Node, type_of_value
 from minifer.ops import registry
 
+#: an input that is given, and whose value is an empty optional
+EMPTY = object()
+
 
 def _node(name, version, inputs, domain, outputs, attrs):
     return Node(
@@ -23,7 +26,8 @@ def run_op(name, version, *inputs, domain="", outputs=1, **attrs):
     node = _node(name, version, inputs, domain, outputs, attrs)
     op = registry.select(node)
     assert op is not None, f"{domain}::{name}-{version} is not registered"
-    return op.call(registry.Context(node, lambda graph, values: []), inputs)
+    values = [None if v is EMPTY else v for v in inputs]
+    return op.call(registry.Context(node, lambda graph, inner: []), values)
 
 
 def infer_op(name, version, *types, values=None, domain="", outputs=1, **attrs):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minifer.errors import InputError, MiniferError, ShapeError
+from minifer.errors import MiniferError, ModelError, ShapeError
 from minifer.ir import TensorType
 from tests.ops.helpers import infer_op, run_op
 
@@ -108,6 +108,6 @@ def test_unsqueeze():
         infer_op("Unsqueeze", 1, TensorType("float32", (2,)))
 
 
-def test_an_omitted_shape_is_an_input_error():
-    with pytest.raises(InputError, match="Reshape-14"):
+def test_an_omitted_shape_is_a_model_error():
+    with pytest.raises(ModelError, match="Reshape-14"):
         run_op("Reshape", 14, np.zeros(3), None)
