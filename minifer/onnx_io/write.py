@@ -37,7 +37,7 @@ Entry: Any = MESSAGES["StringStringEntryProto"]
 
 def write_model(model: Model) -> bytes:
     """The model as the bytes of an .onnx file. UnsupportedError where it takes 2 GiB or more: see `save_model`."""
-    parts, size = encode(_Writer(model).model())
+    parts, size = _encoded(_Writer(model))
     if size > MAX_BYTES:
         raise UnsupportedError(
             f"the model takes {size:,} bytes and ONNX allows 2 GiB in one piece; use save_model, which puts the "
@@ -53,18 +53,25 @@ def save_model(model: Model, path: str | os.PathLike[str], external_data: bool |
     take 2 GiB or more, False never (UnsupportedError then).
     """
     path = Path(path)
-    parts, size = encode(_Writer(model).model())
+    parts, size = _encoded(_Writer(model))
     if size > MAX_BYTES and external_data is False:
         raise UnsupportedError(f"the model takes {size:,} bytes, more than an ONNX file may; allow external_data")
     try:
         if external_data or size > MAX_BYTES:
             location = path.name + ".data"
             writer = _Writer(model, location)
-            parts, size = encode(writer.model())
+            parts, size = _encoded(writer)
             _write_file(path.with_name(location), writer.external)
         _write_file(path, parts)
     except OSError as error:
         raise ModelError(f"'{path}' cannot be written: {error}") from error
+
+
+def _encoded(writer: _Writer) -> tuple[list[Any], int]:
+    try:
+        return encode(writer.model())
+    except RecursionError:
+        raise UnsupportedError("the model's subgraphs are nested too deeply to be written") from None
 
 
 def _write_file(path: Path, parts: Iterable[Any]) -> None:
