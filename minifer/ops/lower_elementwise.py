@@ -49,6 +49,9 @@ class Operand:
         padded = [0] * (len(shape) - len(own)) + own
         return [padded[i] for i in memory_order(len(shape), layout)]
 
+#: the bounds of a binary kernel that clamps nothing
+UNBOUNDED = (-float("inf"), float("inf"))
+
 
 def memory_order(rank: int, layout: str) -> tuple[int, ...]:
     """ONNX axes in the order in which they lie in memory."""

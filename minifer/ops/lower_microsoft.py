@@ -13,7 +13,7 @@ from minifer.kernels.elementwise import broadcast_table
 from minifer.kernels.matmul import matmul
 from minifer.kernels.simd import NR
 from minifer.ops.lower_conv import lower_conv
-from minifer.ops.lower_elementwise import apply_activation, apply_unary
+from minifer.ops.lower_elementwise import UNBOUNDED, apply_activation, apply_unary
 from minifer.ops.lower_fused import conv_tail, gemm_tail
 from minifer.ops.lower_matmul import lower_gemm, product
 from minifer.ops.registry import Declined
@@ -29,7 +29,7 @@ def _with_bias(low: Any, code: int) -> Declined | None:
     if low.dtype(0) != "float32" or low.dtype(1) != "float32":
         return Declined(f"no kernel of {low.node.op} with a bias for {low.dtype(0)}")
     made, table = low.scratch(x.nbytes, "float32"), broadcast_table((x.size // n, n), (n, 1), (0, 1))
-    low.call(BINARY["add_f32"], x, low.input(1), made, low.const(table))
+    low.call(BINARY["add_f32"], x, low.input(1), made, low.const(table), *UNBOUNDED)
     low.call(unary.activation, made, low.output(0), x.size, code, 0, 0)
     return None
 

@@ -29,6 +29,7 @@ from minifer.ops.lower_attention import (
     side_by_side,
     with_past,
 )
+from minifer.ops.lower_elementwise import UNBOUNDED
 from minifer.ops.registry import Declined
 
 INFINITY = float("inf")
@@ -115,7 +116,8 @@ def _biased(low: Any, batch: int, x: Heads, bias: Any, start: int) -> Heads:
     sizes = (batch, x.rows, x.count, x.size)
     table = broadcast_table(sizes, (by_batch, by_row, by_head, 1), (0, 0, x.size, 1))
     source = x.slot.view((x.slot.size - first,), 4 * first)
-    low.call(BINARY["add_f32"], source, bias.view((x.count * x.size,), 4 * start), made.slot, low.const(table))
+    addend = bias.view((x.count * x.size,), 4 * start)
+    low.call(BINARY["add_f32"], source, addend, made.slot, low.const(table), *UNBOUNDED)
     return made
 
 

@@ -12,6 +12,7 @@ from minifer.kernels.binary import BINARY
 from minifer.kernels.elementwise import broadcast_table, dense_strides
 from minifer.ops.lower_elementwise import (
     IDENTITY,
+    UNBOUNDED,
     WIDE,
     Result,
     activation_after,
@@ -142,7 +143,7 @@ def _skip_and_bias(low: Any, dims: tuple[int, ...], bias: int | None) -> Any:
         return None
     addend = low.input(bias) if bias is not None else low.const(np.zeros(dims[-1], np.float32))
     made = low.scratch(4 * math.prod(dims), "float32")
-    low.call(BINARY["add_f32"], low.input(1), addend, made, low.const(table))
+    low.call(BINARY["add_f32"], low.input(1), addend, made, low.const(table), *UNBOUNDED)
     return made
 
 
