@@ -225,6 +225,9 @@ def _total(call: Call, i: int, name: str, like: tuple[Dim, Dim, Dim, Dim]) -> Di
 
 
 def _infer_attention(call: Call) -> list[TensorType]:
+    scale = call.attr("scale")
+    if scale is not None and not 0 <= scale < math.inf:
+        raise call.fail(f"scale is {scale}; its square root is taken, so it must be a number from 0")
     q = _heads_of(call, 0, "q_num_heads", "Q")
     k = _heads_of(call, 1, "kv_num_heads", "K")
     v = _heads_of(call, 2, "kv_num_heads", "V")
@@ -237,6 +240,8 @@ def _infer_attention(call: Call) -> list[TensorType]:
         raise call.fail(f"{q[1]} query heads do not divide among {k[1]} key/value heads")
     total = _total(call, 4, "past_key", k)
     total_value = _total(call, 5, "past_value", v)
+    if clash(total, total_value):
+        raise call.fail(f"keys and values have lengths {total} and {total_value} with those before them")
     y: tuple[Dim, ...] = (q[0], q[1], q[2], v[3])
     if call.tensor(0).rank == 3:
         y = (q[0], q[2], q[1] * v[3] if isinstance(q[1], int) and isinstance(v[3], int) else None)

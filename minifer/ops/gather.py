@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minifer.dtypes import INTEGERS
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
 from minifer.ops.lower_index import lower_gather, lower_gather_elements, lower_gather_nd
@@ -29,6 +30,8 @@ def _gather(data, indices, *, axis=0):
 
 def _infer_gather(call):
     shape, indices = call.shape(0), call.shape(1)
+    if call.dtype(1) not in INTEGERS:
+        raise call.fail(f"indices must be integers, not {call.dtype(1)}")
     if shape is None:
         return TensorType(call.dtype(0))
     at = wrap_axis(call.attr("axis", 0), len(shape), call.fail)

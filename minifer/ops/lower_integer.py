@@ -187,6 +187,9 @@ def _unfit(low: Any, a: int, b: int, a_zero: int, b_zero: int, shape: Matrices) 
         return Declined(f"no integer product of {low.dtype(a)} and {low.dtype(b)}")
     if len(shape.pairs) > MOST_PRODUCTS:
         return Declined(f"{len(shape.pairs)} products with right sides of their own")
+    for x, zero in ((a, a_zero), (b, b_zero)):
+        if low.has(zero) and low.dtype(zero) != low.dtype(x):
+            return Declined(f"a zero point of {low.dtype(zero)} for {low.dtype(x)}")
     if low.has(a_zero) and count(low.shape(a_zero)) not in (1, count(low.shape(a)) // shape.k):
         return Declined("the zero points of the left side are neither one nor one per row")
     if low.has(b_zero) and per_column(low, b_zero, shape.n) is None:
@@ -232,9 +235,9 @@ def lower_qlinear_matmul(low: Any) -> Declined | None:
 def lower_matmul_integer_to_float(low: Any) -> Declined | None:
     """com.microsoft MatMulIntegerToFloat: inputs A, B, their scales, their zero points, bias."""
     shape = matrices(low.shape(0), low.shape(1))
-    unfit = _unfit(low, 0, 1, 4, 5, shape) or _bad_bias(low, 6, shape.n)
-    if unfit is not None:
-        return unfit
+    unfit, bad = _unfit(low, 0, 1, 4, 5, shape), _bad_bias(low, 6, shape.n)
+    if unfit is not None or bad is not None:  # (a Declined is false, so no `or`)
+        return bad if unfit is None else unfit
     if low.out_type().dtype != "float32" or (low.has(4) and count(low.shape(4)) != 1):
         return Declined("no kernel for this element type, or for zero points of columns of the left side")
     found = scales(low, 2, 3, None, shape.n)
@@ -259,8 +262,8 @@ def lower_dynamic_quantize_matmul(low: Any) -> Declined | None:
     n = shape.n
     if low.dtype(0) != "float32" or low.dtype(1) not in BYTES or len(shape.pairs) > MOST_PRODUCTS:
         return Declined(f"no dynamically quantised product of {low.dtype(0)} and {low.dtype(1)}")
-    bad = _bad_bias(low, 4, n) or (low.has(3) and per_column(low, 3, n) is None) or per_column(low, 2, n) is None
-    if bad or low.dtype(2) != "float32":
+    unfit = (low.has(3) and per_column(low, 3, n) is None) or per_column(low, 2, n) is None
+    if unfit or _bad_bias(low, 4, n) is not None or low.dtype(2) != "float32":
         return Declined("scales, zero points or bias that do not fit the columns")
     x = low.input(0)
     q = low.scratch(x.size, "uint8")
@@ -349,6 +352,9 @@ def _conv(low: Any, x: int, w: int, x_zero: int, w_zero: int, end: Finish | None
     rank, filters = len(x_shape) - 2, w_shape[0]
     if not 1 <= rank <= 3 or low.dtype(x) not in BYTES or low.dtype(w) not in BYTES:
         return Declined(f"no integer convolution of {low.dtype(x)} in {rank} spatial dimensions")
+    for i, zero in ((x, x_zero), (w, w_zero)):
+        if low.has(zero) and low.dtype(zero) != low.dtype(i):
+            return Declined(f"a zero point of {low.dtype(zero)} for {low.dtype(i)}")
     if low.value(w) is None or (low.has(w_zero) and low.value(w_zero) is None):
         return Declined("the weights are not constant")
     if low.has(x_zero) and count(low.shape(x_zero)) != 1:

@@ -120,6 +120,8 @@ def _skip(low: Any, beta: int | None, bias: int | None, flags: int) -> Declined 
             return Declined("skip does not broadcast to the input")
     factor = vector(low, 2, n)
     shift = vector(low, beta, n) if beta is not None else None
+    if factor is None or (beta is not None and shift is None):
+        return Declined("gamma or beta are of another type or size")
     wanted = low.wants(1) or low.wants(2)
     spare = low.scratch(4 * rows, "float32") if wanted else None
     statistics = [low.output(i) if low.wants(i) else spare for i in (1, 2)]
@@ -297,6 +299,10 @@ def lower_lrn(low: Any) -> Declined | None:
     if low.dtype(0) != "float32":
         return no_kernel(low, low.dtype(0))
     batch, channels, area = _space(low.shape(0))
+    if low.attr("bias", 1.0) <= 0 or low.attr("alpha", 1e-4) < 0:
+        return Declined("powers of numbers that may be negative")
+    if low.attr("size") > 2 * channels:
+        return Declined("the window is far wider than there are channels")
     layout = layout_of(low)
     x, y = low.input(0, layout), low.output(0, layout)
     outer, inner = (batch * area, 1) if layout == CHANNELS_LAST else (batch, area)

@@ -25,6 +25,8 @@ def _declined(low: Any, gates: int, state_inputs: Sequence[int]) -> Declined | N
         return Declined(f"no recurrent kernel with activations {', '.join(low.attr('activations'))}")
     if low.attr("clip") or low.attr("input_forget", 0) or low.attr("layout", 0):
         return Declined("no recurrent kernel with clip, input_forget or batch-first layout")
+    if low.value(4) is not None and not ((low.value(4) >= 0) & (low.value(4) <= low.shape(0)[0])).all():
+        return Declined("sequence_lens out of range")
     unknown = [i for i in (1, 2, 3, 4, *state_inputs) if low.has(i) and low.value(i) is None]
     return Declined(f"input {unknown[0]} is not constant") if unknown else None
 

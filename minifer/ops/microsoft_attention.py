@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -254,6 +255,36 @@ def _multi_head_attention(
     return tuple(np.ascontiguousarray(r).astype(query.dtype, copy=False) for r in results)
 
 
+def _check_heads(call: Call, shapes: Sequence[Any], heads: int, sizes: tuple[Dim, Dim, Dim, Dim]) -> None:
+    """Raise where batch, lengths, bias or caches of MultiHeadAttention do not agree with each other."""
+    q, k, v = shapes
+    _, keys, size, value_size = sizes
+    batch = q[0]
+
+    def match(name: str, shape: Sequence[Any] | None, wanted: Sequence[Dim]) -> None:
+        if shape is not None and (len(shape) != len(wanted) or any(map(clash, shape, wanted))):
+            raise call.fail(f"{name} has shape {list(shape)}; {list(wanted)} is needed")
+
+    for shape, parts in ((q, 3), (k, 2)):
+        if shape is not None and len(shape) == 5 and (clash(shape[2], heads) or clash(shape[3], parts)):
+            raise call.fail(f"a packed tensor of shape {list(shape)} does not fit {heads} heads of {parts} parts")
+    for name, shape in (("key", k), ("value", v)):
+        if shape is not None and clash(shape[0], batch):
+            raise call.fail(f"query and {name} have batches of {batch} and {shape[0]}")
+    rows = None if v is None else v[2] if len(v) == 4 else v[1]
+    if v is not None and clash(rows, keys):
+        raise call.fail(f"key and value have lengths {keys} and {rows}")
+    if len(q) == 3 and isinstance(q[2], int) and (q[2] % heads or clash(q[2] // heads, size)):
+        raise call.fail(f"query of shape {list(q)} does not have {heads} heads of size {size}, as the key has")
+    if isinstance(size, int) and isinstance(value_size, int):
+        match("bias", call.shape(3) if call.has(3) else None, (heads * (2 * size + value_size),))
+    if call.has(6) != call.has(7):
+        raise call.fail("past_key and past_value must be given together")
+    past = call.shape(6) if call.has(6) else None
+    match("past_key", past, (batch, heads, None, size))
+    match("past_value", call.shape(7) if call.has(7) else None, (batch, heads, past[2] if past else None, value_size))
+
+
 def _infer_multi_head_attention(call: Call) -> list[TensorType]:
     dtype, heads = call.dtype(0), call.attr("num_heads", 0)
     q, k, v = (call.shape(i) if call.has(i) else None for i in range(3))
@@ -282,6 +313,7 @@ def _infer_multi_head_attention(call: Call) -> list[TensorType]:
         length = split(q)[0]
         keys, size, _ = split(k)
         _, value_size, width = split(v)
+    _check_heads(call, (q, k, v), heads, (length, keys, size, value_size))
     past = call.shape(6) if call.has(6) else None
     total = keys
     held = keys

@@ -187,6 +187,16 @@ def gemm_shape(fail: Fail, a: Sequence[Dim], b: Sequence[Dim], trans_a: int, tra
     return rows, columns
 
 
+def check_addend(call: Call, i: int, shape: Sequence[Dim]) -> None:
+    """Raise unless input `i` (where given) broadcasts to a product of this shape."""
+    c = call.shape(i) if call.has(i) else None
+    if c is None:
+        return
+    pairs = zip(reversed(c), reversed(shape))
+    if len(c) > len(shape) or any(isinstance(a, int) and isinstance(b, int) and a not in (1, b) for a, b in pairs):
+        raise call.fail(f"C of shape {list(c)} does not broadcast to {list(shape)}")
+
+
 def _fused_gemm(
     a, b, c=None, *, activation=None, activation_alpha=None, activation_beta=None, activation_gamma=None, alpha=1.0,
     beta=1.0, transA=0, transB=0,
@@ -208,6 +218,7 @@ def _infer_fused_gemm(call: Call) -> TensorType:
     if a is None or b is None:
         return TensorType(call.dtype(0), (None, None))
     shape = gemm_shape(call.fail, a, b, call.attr("transA", 0), call.attr("transB", 0))
+    check_addend(call, 2, shape)
     return TensorType(call.dtype(0), shape)
 
 

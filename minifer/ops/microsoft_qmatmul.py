@@ -14,7 +14,7 @@ from minifer.errors import InputError, ShapeError, UnsupportedError
 from minifer.ir import Dim, TensorType
 from minifer.ops.lower_integer import lower_dynamic_quantize_matmul, lower_matmul_integer_to_float, lower_qgemm
 from minifer.ops.lower_nbits import lower_n_bits
-from minifer.ops.microsoft_dense import DOMAIN, gemm_shape, matmul_shape
+from minifer.ops.microsoft_dense import DOMAIN, check_addend, gemm_shape, matmul_shape
 from minifer.ops.microsoft_quant import saturate, scalar
 from minifer.ops.registry import Call, Op, register
 from minifer.ops.rnn import check_shapes, direction_count, run_lstm
@@ -128,7 +128,9 @@ def _infer_qgemm(call: Call) -> TensorType:
     dtype = call.dtype(8) if call.has(8) else "float32"
     if a is None or b is None:
         return TensorType(dtype, (None, None))
-    return TensorType(dtype, gemm_shape(call.fail, a, b, call.attr("transA", 0), call.attr("transB", 0)))
+    shape = gemm_shape(call.fail, a, b, call.attr("transA", 0), call.attr("transB", 0))
+    check_addend(call, 6, shape)
+    return TensorType(dtype, shape)
 
 
 register(Op("QGemm", since=1, domain=DOMAIN, infer=_infer_qgemm, reference=_qgemm, lower=lower_qgemm))

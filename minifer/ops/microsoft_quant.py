@@ -21,7 +21,7 @@ from minifer.ops.lower_quantize import lower_dequantize, lower_quantize
 from minifer.ops.microsoft_dense import DOMAIN
 from minifer.ops.pool import average_pool, max_pool
 from minifer.ops.registry import Call, Op, register
-from minifer.ops.shapes import broadcast, same_as, wrap_axis
+from minifer.ops.shapes import broadcast, product, same_as, wrap_axis
 from minifer.ops.window import wide, window_of_call
 
 # --- scales and zero points ---
@@ -88,11 +88,25 @@ def _dequantize_linear(x, scale, zero=None, *, axis=None):
     return ((wide(x) - shift) * _along(scale, x, axis, "x_scale")).astype(scale.dtype)
 
 
+def _check_along(call: Call) -> None:
+    """Raise unless scale and zero point are scalars, or as long as the axis that they run along."""
+    x = call.shape(0)
+    for i, name in ((1, "scale"), (2, "zero point")):
+        shape = call.shape(i) if call.has(i) else None
+        if x is None or shape is None or any(not isinstance(d, int) for d in shape) or product(shape) == 1:
+            continue
+        length = x[wrap_axis(call.attr("axis", 1), len(x), call.fail)]
+        if len(shape) != 1 or (isinstance(length, int) and shape[0] != length):
+            raise call.fail(f"the {name} has shape {list(shape)}; a scalar or [{length}] is needed")
+
+
 def _infer_quantize(call: Call) -> TensorType:
+    _check_along(call)
     return TensorType(call.dtype(2) if call.has(2) else "uint8", call.shape(0))
 
 
 def _infer_dequantize(call: Call) -> TensorType:
+    _check_along(call)
     return TensorType(call.dtype(1), call.shape(0))
 
 

@@ -291,10 +291,10 @@ def _lrn(x, *, size, alpha=1e-4, beta=0.75, bias=1.0):
     data, channels = wide(x), x.shape[1]
     square = data * data
     total = np.zeros_like(square)
-    for shift in range(-((size - 1) // 2), size // 2 + 1):  # channel c sums c + shift
+    first, last = max(-((size - 1) // 2), 1 - channels), min(size // 2, channels - 1)
+    for shift in range(first, last + 1):  # channel c sums c + shift, as far as there are channels
         low, high = max(0, -shift), min(channels, channels - shift)
-        if low < high:
-            total[:, low:high] += square[:, low + shift : high + shift]
+        total[:, low:high] += square[:, low + shift : high + shift]
     return (data / (bias + (alpha / size) * total) ** beta).astype(x.dtype, copy=False)
 
 

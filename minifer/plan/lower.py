@@ -179,6 +179,9 @@ class Planner:
         """Add a kernel call. Which slots it writes stands in the KernelSpec."""
         names = [p.name for p in kernel.parameters]
         assert len(names) == len(arguments), f"{kernel.name} takes {names}, got {len(arguments)} arguments"
+        for parameter, argument in zip(kernel.parameters, arguments):
+            if isinstance(argument, Slot) and not _fits(parameter.type, argument.dtype):
+                raise TypeError(f"{parameter.name} of {kernel.name} cannot be {argument.dtype}")
         slots = [(n, a) for n, a in zip(names, arguments) if isinstance(a, Slot)]
         reads = tuple(a for n, a in slots if n not in kernel.outputs)
         writes = tuple(a for n, a in slots if n in kernel.outputs)
@@ -410,6 +413,15 @@ class Planner:
         for buffer, offset in zip(spans, offsets):
             buffer.offset = offset
         return size
+
+
+def _fits(pointer: Any, dtype: str) -> bool:
+    """Whether a kernel may read or write elements of an ONNX type through a pointer. A kernel that takes unsigned
+    integers moves bytes and takes any type; to read smaller elements as floats would reach behind the end."""
+    element = str(pointer.element)
+    if element.startswith("f"):
+        return dtype == {"f32": "float32", "f64": "float64"}[element]
+    return not element.startswith("i") or itemsize(dtype) == int(element[1:]) // 8
 
 
 class Lowering:
