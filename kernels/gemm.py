@@ -13,6 +13,8 @@ from minifer.kernels.activation import CLAMP, activate_rows
 from minifer.kernels.simd import (
     MR,
     NR,
+    SHORT,
+    prefetch,
     rows_strided,
     share,
     tile_add,
@@ -22,6 +24,7 @@ from minifer.kernels.simd import (
     tile_outer4,
     tile_store,
     tile_zero,
+    tile_zero_short,
 )
 from minifer.kernels.spec import f32, i64, kernel, ptr_f32
 
@@ -29,6 +32,10 @@ from minifer.kernels.spec import f32, i64, kernel, ptr_f32
 KC = 384
 #: rows of A per block: MC x KC floats stay in the second-level cache
 MC = 252
+#: floats of a cache line
+LINE = 16
+#: tiles from which on the next panel of B is fetched while this one is used
+FEW_TILES = 4
 
 
 def panels(n: int) -> int:
@@ -131,6 +138,13 @@ def accumulate(acc, rows, first, b, k):
     return acc
 
 
+def next_rows(left):
+    """Rows of the next tile where `left` are left: two short tiles take less work than a whole one and a sliver."""
+    if left <= SHORT or (left > MR and left <= 2 * SHORT):
+        return min(left, SHORT)
+    return min(left, MR)
+
+
 def block_size(total, largest, multiple):
     """Size of equal blocks, each a multiple of `multiple` and at most about `largest`, that cover `total`."""
     count = max(1, (total + largest - 1) // largest)
@@ -165,26 +179,58 @@ def gemm(
     p = 0
     while p < k or p == 0:
         steps = min(depth, k - p)
+        last = p + steps >= k
         for block in range(first_row, last_row, rows_per_block):
             end = min(block + rows_per_block, last_row)
+            tiles = (end - block + MR - 1) // MR
             for j in range(first_column, last_column, NR):
                 panel = b + (j * k + p * NR)
                 columns = min(NR, n - j)
-                for i in range(block, end, MR):
-                    valid = min(MR, end - i)
-                    target = c + (i * ldc + j)
-                    acc = tile_zero()
-                    if p > 0:
-                        acc = tile_add(acc, target, ldc, valid, columns)
-                    acc = accumulate(acc, rows_strided(a + i * lda, lda, valid), p, panel, steps)
-                    if p + steps >= k:
-                        if has_bias != 0:
-                            acc = tile_bias(acc, bias + j, columns)
-                        if has_residual != 0:
-                            acc = tile_add(acc, residual + (i * ldc + j), ldc, valid, columns)
-                        if code == CLAMP:
-                            acc = tile_clamp(acc, first, second)
-                    tile_store(target, ldc, acc, valid, columns)
-                    if code != CLAMP and p + steps >= k:
-                        activate_rows(target, ldc, valid, columns, code, first, second)
+                ahead = panel + k * NR  # the panel that comes next
+                i = block
+                while i < end:
+                    valid = next_rows(end - i)
+                    rows = rows_strided(a + i * lda, lda, valid)
+                    target, offset = c + (i * ldc + j), residual + (i * ldc + j)
+                    if tiles >= FEW_TILES:
+                        ahead = fetch(ahead, (steps * NR + tiles * LINE - 1) // (tiles * LINE))
+                    if valid <= SHORT:
+                        multiply(
+                            tile_zero_short(), rows, p, panel, steps, target, bias + j, offset, ldc, valid, columns,
+                            last, has_bias, has_residual, code, first, second,
+                        )  # fmt: skip
+                    else:
+                        multiply(
+                            tile_zero(), rows, p, panel, steps, target, bias + j, offset, ldc, valid, columns,
+                            last, has_bias, has_residual, code, first, second,
+                        )  # fmt: skip
+                    i += valid
         p += max(steps, 1)
+
+
+def fetch(p, lines):
+    """Ask for the next cache lines from p, while there is arithmetic to do; returns where they end."""
+    for _ in range(lines):
+        prefetch(p, 0)
+        p = p + LINE
+    return p
+
+
+def multiply(
+    acc, rows, p, panel, steps, target, bias, residual, ldc, valid, columns, last, has_bias, has_residual, code, first,
+    second,
+):  # fmt: skip
+    """One tile of C: add `steps` steps of the product to it, and after the last what comes behind the product."""
+    if p > 0:
+        acc = tile_add(acc, target, ldc, valid, columns)
+    acc = accumulate(acc, rows, p, panel, steps)
+    if last:
+        if has_bias != 0:
+            acc = tile_bias(acc, bias, columns)
+        if has_residual != 0:
+            acc = tile_add(acc, residual, ldc, valid, columns)
+        if code == CLAMP:
+            acc = tile_clamp(acc, first, second)
+    tile_store(target, ldc, acc, valid, columns)
+    if code != CLAMP and last:
+        activate_rows(target, ldc, valid, columns, code, first, second)

@@ -41,6 +41,8 @@ class TileConstant(int):
 #: rows and columns of the register tile (float32)
 MR = TileConstant("mr", host().mr)
 NR = TileConstant("nr", host().nr)
+#: rows of the short tile
+SHORT = TileConstant("short", host().short)
 
 PRIMITIVES: set = set()
 
@@ -603,12 +605,18 @@ def tile_zero() -> np.ndarray:
 
 
 @primitive
+def tile_zero_short() -> np.ndarray:
+    """A SHORT x NR tile of f32 zeros: for the last rows of a matrix. All that takes a tile takes this one."""
+    return np.zeros((SHORT, NR), np.float32)
+
+
+@primitive
 def tile_outer(acc, rows: Rows, p: int, b: Ptr):
     """acc[i, j] += rows[i][p] * b[j]: one step of a matrix product. Reads NR elements of b."""
-    column = np.array([r[p] for r in rows.pointers], np.float32)
+    column = np.array([r[p] for r in rows.pointers[: len(acc)]], np.float32)
     start = b.locate(0, NR)
     product = vfma(
-        _vec(column[:, None].repeat(NR, 1)), _vec(b.array[None, start : start + NR].repeat(MR, 0)), _vec(acc)
+        _vec(column[:, None].repeat(NR, 1)), _vec(b.array[None, start : start + NR].repeat(len(acc), 0)), _vec(acc)
     )
     return product.view(np.ndarray)
 
@@ -641,7 +649,7 @@ def tile_bias(acc, bias: Ptr, n: int):
 @primitive
 def tile_bias_column(acc, bias: Ptr, m: int):
     """acc[i, j] += bias[i] for i < m (further rows get bias[m - 1])."""
-    return acc + np.array([[bias[min(i, m - 1)]] for i in range(MR)], np.float32)
+    return acc + np.array([[bias[min(i, m - 1)]] for i in range(len(acc))], np.float32)
 
 
 @primitive
@@ -667,7 +675,7 @@ def tile_clamp(acc, low, high):
 
 @primitive
 def tile_add(acc, c: Ptr, ldc: int, m: int, n: int):
-    """acc[i, j] += c[i * ldc + j] for i < m <= MR, j < n <= NR."""
+    """acc[i, j] += c[i * ldc + j] for i < m (at most the tile's rows), j < n <= NR."""
     acc = acc.copy()
     for i in range(m):
         start = c.locate(i * ldc, n)
@@ -677,7 +685,7 @@ def tile_add(acc, c: Ptr, ldc: int, m: int, n: int):
 
 @primitive
 def tile_axpy(acc, factor, c: Ptr, ldc: int, m: int, n: int):
-    """acc[i, j] += factor * c[i * ldc + j] for i < m <= MR, j < n <= NR."""
+    """acc[i, j] += factor * c[i * ldc + j] for i < m (at most the tile's rows), j < n <= NR."""
     acc = acc.copy()
     for i in range(m):
         start = c.locate(i * ldc, n)
@@ -687,7 +695,7 @@ def tile_axpy(acc, factor, c: Ptr, ldc: int, m: int, n: int):
 
 @primitive
 def tile_store(c: Ptr, ldc: int, acc, m: int, n: int) -> None:
-    """c[i * ldc + j] = acc[i, j] for i < m <= MR, j < n <= NR; nothing else is touched."""
+    """c[i * ldc + j] = acc[i, j] for i < m (at most the tile's rows), j < n <= NR; nothing else is touched."""
     for i in range(m):
         start = c.locate(i * ldc, n)
         c.array[start : start + n] = acc[i, :n]

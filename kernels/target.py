@@ -29,6 +29,11 @@ class Target:
     half: bool
     masked: bool
 
+    @property
+    def short(self) -> int:
+        """Rows of the short tile, for what is left of a matrix: as few as still hide the latency of an addition."""
+        return self.mr * 2 // 3
+
 
 _WASM = "+simd128,+bulk-memory,+nontrapping-fptoint,+sign-ext"
 

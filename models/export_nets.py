@@ -1,7 +1,7 @@
 """Exports well-known networks with random weights to ONNX, for `minifer bench`. Nothing is downloaded.
 
     python -m venv nets-env && nets-env/bin/pip install torch transformers onnxscript
-    nets-env/bin/python models/export_nets.py nets                     # all of them, 2.5 GB
+    nets-env/bin/python models/export_nets.py nets                     # all of them, 3.0 GB
     nets-env/bin/python models/export_nets.py nets resnet50 bert_base  # some
     nets-env/bin/python models/export_nets.py --list
 

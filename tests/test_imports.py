@@ -44,7 +44,9 @@ OUTSIDE = {
     "numpy": ("minifer",),
     "numba": ("minifer.codegen",),
     "llvmlite": ("minifer.codegen",),
-    "onnx": ("minifer.backend", "minifer.models.make_efficientnet"),
+    "onnx": ("minifer.backend", "minifer.models.make_efficientnet", "minifer.models.export_nets"),
+    "torch": ("minifer.models.export_nets",),  # that script has an environment of its own
+    "transformers": ("minifer.models.export_nets",),
     "PIL": (),
     "ml_dtypes": (),
 }

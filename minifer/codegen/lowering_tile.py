@@ -36,6 +36,17 @@ def tile_type(context) -> TileType:
     return TileType(F32, machine.mr, machine.nr // lanes, lanes)
 
 
+def _is_tile(context, kind) -> bool:
+    """Whether it is an f32 tile of the target, whole or short."""
+    return any(kind == f32_tile(context, rows) for rows in (context.machine.mr, context.machine.short))
+
+
+def f32_tile(context, rows: int) -> TileType:
+    """The target's f32 tile, with fewer rows."""
+    tile = tile_type(context)
+    return TileType(F32, rows, tile.vectors, tile.lanes)
+
+
 def _vector(tile: TileType) -> VectorType:
     return VectorType(tile.element, tile.lanes)
 
@@ -61,7 +72,7 @@ def _tile_rule(function, result, *expected):
 
     def register(emit):
         def rule(context, *kinds):
-            tile = tile_type(context)
+            tile = next((k for k in kinds if _is_tile(context, k)), tile_type(context))
             wanted = [tile if e == "tile" else e for e in expected]
             if len(kinds) != len(wanted) or not all(_fits(k, w) for k, w in zip(kinds, wanted)):
                 return None
@@ -121,6 +132,12 @@ def _tile_zero(context):
     return tile, (), lambda builder, values: ir.Constant(context.get_value_type(tile), None)
 
 
+@lowers(simd.tile_zero_short)
+def _tile_zero_short(context):
+    tile = f32_tile(context, context.machine.short)
+    return tile, (), lambda builder, values: ir.Constant(context.get_value_type(tile), None)
+
+
 def _is_rows(kind) -> bool:
     return isinstance(kind, RowsType) and kind.element == F32
 
@@ -161,8 +178,8 @@ def _tile_outer4(context, acc, rows, p, b):
 
 
 def _outer_rule(context, steps: int, acc, rows, p, b):
-    tile = tile_type(context)
-    if acc != tile or not _is_rows(rows) or not is_integer(p) or b != _POINTER:
+    tile = acc
+    if not _is_tile(context, acc) or not _is_rows(rows) or not is_integer(p) or b != _POINTER:
         return None
 
     def run(builder, values):
@@ -178,8 +195,8 @@ def _outer_rule(context, steps: int, acc, rows, p, b):
 
 @lowers(simd.tile_outer_part)
 def _tile_outer_part(context, acc, rows, p, b, n):
-    tile = tile_type(context)
-    if acc != tile or not _is_rows(rows) or not is_integer(p) or b != _POINTER or not is_integer(n):
+    tile = acc
+    if not _is_tile(context, acc) or not _is_rows(rows) or not is_integer(p) or b != _POINTER or not is_integer(n):
         return None
 
     def run(builder, values):

@@ -196,11 +196,11 @@ class Executor:
             return self._keep(self.stages, key, self._make(0, types, known, clock))
 
     def _fixed(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The inputs whose values the plan may take for granted."""
+        """The inputs whose values the plan may take for granted: scalars, which choose a mode. A token is no scalar."""
         assert self._values is not None
         found = {}
         for name, value in feeds.items():
-            if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "iub":
+            if isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "iub":
                 seen = self._values.setdefault(name, set())
                 if len(seen) <= VALUES_KEPT:
                     seen.add(value.reshape(-1)[0].item())

@@ -12,6 +12,7 @@ from minifer.kernels.simd import (
     MR,
     NR,
     SCALARS,
+    SHORT,
     address_of,
     as_element,
     as_ptr,
@@ -54,6 +55,7 @@ from minifer.kernels.simd import (
     tile_scale_columns,
     tile_store,
     tile_zero,
+    tile_zero_short,
     u8,
     u16,
     u32,
@@ -281,7 +283,13 @@ def tile(
     rows = rows_strided(a, k, m)
     if which % 2 == 1:
         rows = rows_table(a, table, m)
-    acc = tile_zero()
+    if m <= SHORT:
+        work_on(tile_zero_short(), rows, b, c, v, m, n, k, which)
+    else:
+        work_on(tile_zero(), rows, b, c, v, m, n, k, which)
+
+
+def work_on(acc, rows, b, c, v, m, n, k, which):
     p = 0
     while p + 4 <= k:
         acc = tile_outer4(acc, rows, p, b + p * NR)
