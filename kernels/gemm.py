@@ -24,6 +24,7 @@ from minifer.kernels.simd import (
     tile_outer4,
     tile_store,
     tile_zero,
+    tile_zero_row,
     tile_zero_short,
 )
 from minifer.kernels.spec import f32, i64, kernel, ptr_f32
@@ -174,6 +175,12 @@ def gemm(
     else:
         first_column = share(count, tid, nthreads) * NR
         last_column = min(n, share(count, tid + 1, nthreads) * NR)
+    if m == 1:
+        row_product(
+            a, b, c, bias, residual, first_column, last_column if last_row > 0 else 0, n, k, has_bias, has_residual,
+            code, first, second,
+        )  # fmt: skip
+        return
     depth = k if k <= 512 else block_size(k, KC, 4)
     rows_per_block = block_size(last_row - first_row, MC, MR)
     p = 0
@@ -208,6 +215,44 @@ def gemm(
         p += max(steps, 1)
 
 
+def row_product(a, b, c, bias, residual, j, stop, n, k, has_bias, has_residual, code, first, second):
+    """The product for a lone row, columns j to `stop`. B is read once, so memory is the limit: four panels are read
+    side by side, because the memory answers several streams faster than one."""
+    rows = rows_strided(a, k, 1)
+    size = k * NR
+    while j + 4 * NR <= stop:
+        panel = b + j * k
+        acc0, acc1, acc2, acc3 = tile_zero_row(), tile_zero_row(), tile_zero_row(), tile_zero_row()
+        p = 0
+        while p + 4 <= k:
+            acc0 = tile_outer4(acc0, rows, p, panel + p * NR)
+            acc1 = tile_outer4(acc1, rows, p, panel + (size + p * NR))
+            acc2 = tile_outer4(acc2, rows, p, panel + (2 * size + p * NR))
+            acc3 = tile_outer4(acc3, rows, p, panel + (3 * size + p * NR))
+            p += 4
+        while p < k:
+            acc0 = tile_outer(acc0, rows, p, panel + p * NR)
+            acc1 = tile_outer(acc1, rows, p, panel + (size + p * NR))
+            acc2 = tile_outer(acc2, rows, p, panel + (2 * size + p * NR))
+            acc3 = tile_outer(acc3, rows, p, panel + (3 * size + p * NR))
+            p += 1
+        row_end(acc0, c, bias, residual, j, n, has_bias, has_residual, code, first, second)
+        row_end(acc1, c, bias, residual, j + NR, n, has_bias, has_residual, code, first, second)
+        row_end(acc2, c, bias, residual, j + 2 * NR, n, has_bias, has_residual, code, first, second)
+        row_end(acc3, c, bias, residual, j + 3 * NR, n, has_bias, has_residual, code, first, second)
+        j += 4 * NR
+    while j < stop:
+        acc = accumulate(tile_zero_row(), rows, 0, b + j * k, k)
+        row_end(acc, c, bias, residual, j, n, has_bias, has_residual, code, first, second)
+        j += NR
+
+
+def row_end(acc, c, bias, residual, j, n, has_bias, has_residual, code, first, second):
+    """finish for the columns from j of a lone row."""
+    columns = min(NR, n - j)
+    finish(acc, c + j, bias + j, residual + j, n, 1, columns, has_bias, has_residual, code, first, second)
+
+
 def fetch(p, lines):
     """Ask for the next cache lines from p, while there is arithmetic to do; returns where they end."""
     for _ in range(lines):
@@ -225,12 +270,19 @@ def multiply(
         acc = tile_add(acc, target, ldc, valid, columns)
     acc = accumulate(acc, rows, p, panel, steps)
     if last:
-        if has_bias != 0:
-            acc = tile_bias(acc, bias, columns)
-        if has_residual != 0:
-            acc = tile_add(acc, residual, ldc, valid, columns)
-        if code == CLAMP:
-            acc = tile_clamp(acc, first, second)
+        finish(acc, target, bias, residual, ldc, valid, columns, has_bias, has_residual, code, first, second)
+    else:
+        tile_store(target, ldc, acc, valid, columns)
+
+
+def finish(acc, target, bias, residual, ldc, valid, columns, has_bias, has_residual, code, first, second):
+    """What comes behind the product, and the store."""
+    if has_bias != 0:
+        acc = tile_bias(acc, bias, columns)
+    if has_residual != 0:
+        acc = tile_add(acc, residual, ldc, valid, columns)
+    if code == CLAMP:
+        acc = tile_clamp(acc, first, second)
     tile_store(target, ldc, acc, valid, columns)
-    if code != CLAMP and last:
+    if code != CLAMP:
         activate_rows(target, ldc, valid, columns, code, first, second)

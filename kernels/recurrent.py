@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minifer.kernels.gemm import accumulate, pack
+from minifer.kernels.activation import CLAMP
+from minifer.kernels.gemm import accumulate, pack, row_product
 from minifer.kernels.mathfn import sigmoid, tanh
 from minifer.kernels.simd import (
     MR,
@@ -33,6 +34,7 @@ from minifer.kernels.spec import f32, i64, kernel, ptr_f32, ptr_i64
 
 FORWARD, REVERSE = 0, 1
 TANH, RELU = 0, 1
+BOUNDLESS = float("inf")
 
 
 def pack_recurrent(weights: np.ndarray) -> np.ndarray:
@@ -47,10 +49,18 @@ def scratch_floats(hidden: int, gates: int) -> int:
 
 def state_product(h, weights, out, m, hidden, width):
     """out (m, width) = h (m, hidden) @ weights, packed."""
+    if m == 1:
+        lone_product(h, weights, out, hidden, width)
+        return
     rows = rows_strided(h, hidden, m)
     for j in range(0, width, NR):
         acc = accumulate(tile_zero(), rows, 0, weights + j * hidden, hidden)
         tile_store(out + j, width, acc, m, min(NR, width - j))
+
+
+def lone_product(h, weights, out, hidden, width):
+    """out (1, width) = h (1, hidden) @ weights, packed."""
+    row_product(h, weights, out, out, out, 0, width, width, hidden, 0, 0, CLAMP, f32(-BOUNDLESS), f32(BOUNDLESS))
 
 
 def step_of(s, length, reverse):
@@ -304,6 +314,9 @@ def gru(
 
 def gate_product(h, weights, gates, gate, m, hidden, padded):
     """gates[:, gate] (m, hidden of 3 hidden) = h @ the weights of that gate."""
+    if m == 1:
+        lone_product(h, weights + gate * padded * hidden, gates + gate * hidden, hidden, hidden)
+        return
     rows = rows_strided(h, hidden, m)
     for j in range(0, hidden, NR):
         acc = accumulate(tile_zero(), rows, 0, weights + (gate * padded + j) * hidden, hidden)

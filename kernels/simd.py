@@ -611,6 +611,12 @@ def tile_zero_short() -> np.ndarray:
 
 
 @primitive
+def tile_zero_row() -> np.ndarray:
+    """A 1 x NR tile of f32 zeros: for a lone row."""
+    return np.zeros((1, NR), np.float32)
+
+
+@primitive
 def tile_outer(acc, rows: Rows, p: int, b: Ptr):
     """acc[i, j] += rows[i][p] * b[j]: one step of a matrix product. Reads NR elements of b."""
     column = np.array([r[p] for r in rows.pointers[: len(acc)]], np.float32)

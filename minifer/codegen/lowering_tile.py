@@ -37,8 +37,8 @@ def tile_type(context) -> TileType:
 
 
 def _is_tile(context, kind) -> bool:
-    """Whether it is an f32 tile of the target, whole or short."""
-    return any(kind == f32_tile(context, rows) for rows in (context.machine.mr, context.machine.short))
+    """Whether it is an f32 tile of the target: whole, short, or a row."""
+    return any(kind == f32_tile(context, rows) for rows in (context.machine.mr, context.machine.short, 1))
 
 
 def f32_tile(context, rows: int) -> TileType:
@@ -135,6 +135,12 @@ def _tile_zero(context):
 @lowers(simd.tile_zero_short)
 def _tile_zero_short(context):
     tile = f32_tile(context, context.machine.short)
+    return tile, (), lambda builder, values: ir.Constant(context.get_value_type(tile), None)
+
+
+@lowers(simd.tile_zero_row)
+def _tile_zero_row(context):
+    tile = f32_tile(context, 1)
     return tile, (), lambda builder, values: ir.Constant(context.get_value_type(tile), None)
 
 

@@ -55,6 +55,7 @@ from minifer.kernels.simd import (
     tile_scale_columns,
     tile_store,
     tile_zero,
+    tile_zero_row,
     tile_zero_short,
     u8,
     u16,
@@ -283,7 +284,9 @@ def tile(
     rows = rows_strided(a, k, m)
     if which % 2 == 1:
         rows = rows_table(a, table, m)
-    if m <= SHORT:
+    if m == 1:
+        work_on(tile_zero_row(), rows, b, c, v, m, n, k, which)
+    elif m <= SHORT:
         work_on(tile_zero_short(), rows, b, c, v, m, n, k, which)
     else:
         work_on(tile_zero(), rows, b, c, v, m, n, k, which)
