@@ -16,6 +16,7 @@ from minifer.kernels.simd import (
     i64,
     like,
     vabs,
+    vall,
     vconvert,
     vcopysign,
     vfloor,
@@ -51,8 +52,35 @@ def _exp_minus_one(r):
     return vfma(square, vfma(square, p, q), r)
 
 
+#: log2(e) in two parts
+_LOG2_E_HIGH, _LOG2_E_LOW = 1.44269502162933349609375, 1.925963033500e-8
+#: adding it leaves the nearest integer plus 127, the exponent of its power of two, in the low bits of the sum
+_EXPONENT = _ROUND + 127.0
+
+
+def _exp_between(x):
+    """e**x as 2**n * 2**f with x * log2(e) = n + f. Relative error 1e-7; 0 where n is -127, infinity where it is 128.
+
+    The polynomial for 2**f is a minimax fit, error 2e-9, by Estrin's scheme.
+    """
+    shifted = vfma(x, _LOG2_E_HIGH, _EXPONENT)
+    f = vfma(x, _LOG2_E_HIGH, like(x, _EXPONENT) - shifted)
+    f = vfma(x, _LOG2_E_LOW, f)
+    square = f * f
+    p = vfma(f, 1.5353362255619138e-4, 1.3398874453502407e-3)
+    q = vfma(f, 9.618437356774708e-3, 5.550332471060522e-2)
+    r = vfma(f, 2.4022647913634781e-1, 6.931472028550665e-1)
+    p = vfma(square, vfma(square, p, q), r)
+    return vfma(p, f, 1.0) * bitcast(bitcast(shifted, i32) << 23, f32)
+
+
 def exp(x):
     """e**x. Relative error <= 1e-7 (denormal results: one unit of the last place)."""
+    return _exp_between(x) if vall(vabs(x) < like(x, 87.0)) else _exp_of_all(x)
+
+
+def _exp_of_all(x):
+    """e**x whose result may be denormal or infinite."""
     x = vmax_quick(-104.0, x)
     x = vmin_quick(89.0, x)
     shifted = vfma(x, _LOG2_E, _ROUND)
@@ -66,14 +94,8 @@ def exp(x):
 
 
 def exp_negative(x):
-    """e**x for x <= 0, as softmax needs it: cheaper. Relative error <= 1e-7; 0 below -87.6."""
-    shifted = vfma(x, _LOG2_E, _ROUND)
-    n = bitcast(shifted, i32) - _ROUND_BITS
-    whole = shifted - like(x, _ROUND)
-    r = vfma(whole, -_LN2_HIGH, x)
-    r = vfma(whole, -_LN2_LOW, r)
-    p = _exp_minus_one(r) + like(x, 1.0)
-    return vselect(x < like(x, -87.6), like(x, 0.0), p * power_of_two(n))
+    """e**x for x <= 0, as softmax needs it: cheaper. Relative error <= 1e-7; denormal results may become 0."""
+    return _exp_between(vmax_quick(-88.0, x))
 
 
 def expm1(x):
@@ -172,7 +194,8 @@ def _within_one(x):
 
 def sigmoid(x):
     """1 / (1 + e**-x). Relative error <= 2e-7; denormal results may become 0."""
-    return like(x, 1.0) / (like(x, 1.0) + exp(like(x, 0.0) - x))
+    minus = vmin_quick(89.0, vmax_quick(-88.0, like(x, 0.0) - x))
+    return like(x, 1.0) / (_exp_between(minus) + like(x, 1.0))
 
 
 def softplus(x):
