@@ -7,7 +7,7 @@ follows it, and kernels need not be compiled once per activation.
 from __future__ import annotations
 
 from minifer.kernels.mathfn import erf, expm1, sigmoid, softplus, tanh
-from minifer.kernels.simd import lanes, vload, vload_part, vmax_quick, vmin_quick, vselect, vstore, vstore_part
+from minifer.kernels.simd import lanes, vfma, vload, vload_part, vmax_quick, vmin_quick, vselect, vstore, vstore_part
 
 CLAMP, LEAKY, SIGMOID, TANH, SILU, HARD_SIGMOID, HARD_SWISH, GELU, GELU_TANH, ELU, SOFTPLUS, MISH = range(12)
 
@@ -16,6 +16,7 @@ def activate(x, code, first, second):
     """The activation `code` of the vector (or number) x, f32; `first` and `second` are its parameters.
 
     CLAMP: min(max(x, first), second). LEAKY: x < 0 ? first * x : x. HARD_SIGMOID: clamp(first * x + second, 0, 1).
+    HARD_SWISH: x * clamp(x / 6 + 1/2, 0, 1) * first + second, where mobile networks scale and shift what it gives.
     ELU: x < 0 ? first * (exp(x) - 1) : x. The others take none (definitions: the ONNX operators of these names).
     """
     if code == CLAMP:
@@ -31,7 +32,7 @@ def activate(x, code, first, second):
     if code == HARD_SIGMOID:
         return vmin_quick(1, vmax_quick(0, x * first + second))
     if code == HARD_SWISH:
-        return x * vmin_quick(1, vmax_quick(0, x * 0.16666667 + 0.5))
+        return vfma(x * vmin_quick(1, vmax_quick(0, x * 0.16666667 + 0.5)), first, second)
     if code == GELU:
         return x * 0.5 * (erf(x * 0.70710677) + 1)
     if code == GELU_TANH:

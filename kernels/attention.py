@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minifer.kernels.gemm import block_size
 from minifer.kernels.mathfn import exp_negative, tanh
 from minifer.kernels.move import transpose_panel
 from minifer.kernels.simd import (
@@ -40,6 +41,7 @@ from minifer.kernels.simd import (
     vsplat,
     vstore,
 )
+from minifer.kernels.softmax import exp_below_zero
 from minifer.kernels.spec import f32, i32, i64, kernel, ptr_f32, ptr_i64
 
 # indices into the geometry table
@@ -48,26 +50,28 @@ LEFT, RIGHT = 7, 8  # how far behind and ahead of a query the keys that it sees 
 HAS_BIAS, HAS_EXTRA, HAS_SINK = 9, 10, 11
 Q, K, V, Y = 12, 16, 20, 24  # each: start, strides of batch, head and row; a row is contiguous
 BIAS, EXTRA = 28, 33  # each: start, strides of batch, head, query and key; 0 where it is broadcast
-GEOMETRY_WORDS = 38
+HIDDEN_ZERO = 38  # whether a query that sees no key gives 0; else it gives NaN
+GEOMETRY_WORDS = 39
 
 #: a distance that no key reaches
 FAR = 1 << 40
 #: queries of a unit: whole vectors, and whole panels of NR on every target
 QUERY_BLOCK = 48
-#: tiles of keys per step: 16 * MR keys and their values stay in the second-level cache
-KEY_TILES = 16
-INFINITY = float("inf")
+#: most tiles of keys per step: so many keys and their values stay in the second-level cache
+KEY_TILES = 22
+INFINITY, NAN = float("inf"), float("nan")
 
 
 def geometry(
     batch, heads, groups, queries, keys, size, width, *, q, k, v, y, bias=None, extra=None, sink=False, left=FAR,
-    right=FAR,
+    right=FAR, hidden_zero=True,
 ) -> np.ndarray:  # fmt: skip
     """The table. q, k, v, y: (start, batch, head, row); bias and extra: (start, batch, head, query, key) or None."""
     flags = [int(bias is not None), int(extra is not None), int(sink)]
     sizes = [batch, heads, groups, queries, keys, size, width, left, right]
     nothing = (0, 0, 0, 0, 0)
-    return np.array([*sizes, *flags, *q, *k, *v, *y, *(bias or nothing), *(extra or nothing)], np.int64)
+    added = (*(bias or nothing), *(extra or nothing))
+    return np.array([*sizes, *flags, *q, *k, *v, *y, *added, int(hidden_zero)], np.int64)
 
 
 def scratch_floats(size: int, width: int) -> int:
@@ -120,7 +124,8 @@ def attention_reference(q, k, v, y, bias, extra, spans, sink, scratch, g, scale,
     expected = y.astype(np.float64)
     magnitude = np.ones(expected.size)
     _, place = tensor(y, Y, heads, queries, width)
-    expected.reshape(-1)[place] = weight @ np.where(see.any(axis=2)[..., None], wide_v, 0)
+    hidden = np.where(total == 0, 0 if g[HIDDEN_ZERO] else np.nan, 0)
+    expected.reshape(-1)[place] = weight @ np.where(see.any(axis=2)[..., None], wide_v, 0) + hidden
     magnitude[place] = 1 + weight @ abs(wide_v)
     return {"y": (expected, magnitude.reshape(expected.shape))}
 
@@ -161,7 +166,8 @@ def draw_attention(rng, queries, keys, floats):
     if rng.random() < 0.6:
         spans[:, 0], spans[:, 1] = keys, keys - queries
         right = 0 if rng.random() < 0.5 else right
-    g = geometry(batch, heads, groups, queries, keys, size, width, **strides, sink=sink, left=left, right=right)
+    rules = {"sink": sink, "left": left, "right": right, "hidden_zero": rng.random() < 0.5}
+    g = geometry(batch, heads, groups, queries, keys, size, width, **strides, **rules)
     return {
         **drawn, "spans": spans, "sink": rng.standard_normal(heads).astype("f"),
         "scratch": np.zeros(5 * floats(size, width), "f"), "g": g, "scale": 1 / np.sqrt(size),
@@ -192,8 +198,8 @@ def attention(
     `width` columns; h' = h // (heads / groups). cap(x) = softcap * tanh(x / softcap), or x where softcap is 0.
     bias, extra: added to the scores, any of their axes broadcast. spans: (batch, 2) = (c, p): entry b has the keys
     below c, and query i stands at position p + i: it sees the keys from p + i - LEFT to p + i + RIGHT. sink: (heads,),
-    a further score per head that takes its share of the softmax and gives nothing. A query that sees no key gives 0.
-    scratch: scratch_floats(size, width) per thread; g: the geometry.
+    a further score per head that takes its share of the softmax and gives nothing. A query that sees no key gives 0,
+    or NaN where HIDDEN_ZERO is 0. scratch: scratch_floats(size, width) per thread; g: the geometry.
 
     2 (size + width) FLOPs per query and visible key. Error <= 4e-6 (1 + sum |w v|) for scores up to about 10; it grows
     with them, as that of any softmax. The order of the sums depends on nothing but the sizes.
@@ -219,8 +225,9 @@ def attention(
         position = spans[2 * b + 1] + first
         start = max(0, position - g[LEFT])
         stop = min(min(g[KEYS], spans[2 * b]), position + n + g[RIGHT])
-        for j in range(start, stop, step):
-            count = min(step, stop - j)
+        stride = block_size(stop - start, step, MR)
+        for j in range(start, stop, stride):
+            count = min(stride, stop - j)
             scores(turned_q, k + place(g, K, b, group, j), g[K + 3], score, size, count, n)
             if softcap != 0:
                 cap_scores(score, count, n, softcap)
@@ -237,7 +244,7 @@ def attention(
             gather_values(score, block, state, result, width, count, n, j > start)
         if start >= stop:
             clear(result, width * QUERY_BLOCK)
-        finish(result, state, y + place(g, Y, b, head, first), g[Y + 3], width, n)
+        finish(result, state, y + place(g, Y, b, head, first), g[Y + 3], width, n, g[HIDDEN_ZERO])
 
 
 def place(g, at, b, head, row):
@@ -287,9 +294,9 @@ def product(acc, rows, step, b, k):
 
 def scores(turned_q, k, k_row, score, size, count, n):
     """score[j, i] = k[j] . q[i]."""
-    for panel in range(0, n, NR):
-        for j in range(0, count, MR):
-            rows = rows_strided(k + j * k_row, k_row, min(MR, count - j))
+    for j in range(0, count, MR):
+        rows = rows_strided(k + j * k_row, k_row, min(MR, count - j))
+        for panel in range(0, n, NR):
             acc = product(tile_zero(), rows, 1, turned_q + panel, size)
             tile_store(score + (j * QUERY_BLOCK + panel), QUERY_BLOCK, acc, MR, NR)
 
@@ -337,22 +344,37 @@ def hide(score, ahead, left, right, count, n):
 def weigh(score, state, count, n):
     """score = exp(score - largest so far), with the state brought up to date."""
     total_at, factor_at = QUERY_BLOCK, 2 * QUERY_BLOCK
-    for i in range(0, n, lanes(score)):
+    for i in range(0, n, lanes(state)):
         old = vload(state, i)
-        top = old
-        for j in range(count):
-            top = vmax_quick(vload(score, j * QUERY_BLOCK + i), top)
+        top = highest(score + i, count, old)
         zero = like(top, 0)
         base = vselect(top == like(top, -INFINITY), zero, top)
         total = zero
         for j in range(count):
-            e = exp_negative(vload(score, j * QUERY_BLOCK + i) - base)
+            e = exp_below_zero(vload(score, j * QUERY_BLOCK + i) - base)
             vstore(score, j * QUERY_BLOCK + i, e)
             total = total + e
         factor = exp_negative(old - base)
         vstore(state, i, top)
         vstore(state, total_at + i, vload(state, total_at + i) * factor + total)
         vstore(state, factor_at + i, factor)
+
+
+def highest(score, count, top):
+    """The largest of `count` scores and `top` for a vector of queries, by four maxima that do not wait for another."""
+    a, b, c, d = top, top, top, top
+    j = 0
+    while j + 4 <= count:
+        line = score + j * QUERY_BLOCK
+        a = vmax_quick(vload(line, 0), a)
+        b = vmax_quick(vload(line, QUERY_BLOCK), b)
+        c = vmax_quick(vload(line, 2 * QUERY_BLOCK), c)
+        d = vmax_quick(vload(line, 3 * QUERY_BLOCK), d)
+        j += 4
+    while j < count:
+        a = vmax_quick(vload(score, j * QUERY_BLOCK), a)
+        j += 1
+    return vmax_quick(vmax_quick(a, b), vmax_quick(c, d))
 
 
 def pack_values(v, v_row, packed, width, count):
@@ -382,11 +404,12 @@ def gather_values(score, packed, state, result, width, count, n, begun):
             tile_store(target, QUERY_BLOCK, acc, MR, NR)
 
 
-def finish(result, state, y, y_row, width, n):
-    """y[i, f] = result[f, i] / total[i], or 0 where the total is 0."""
+def finish(result, state, y, y_row, width, n, hidden_zero):
+    """y[i, f] = result[f, i] / total[i], or 0 (or NaN) where the total is 0."""
+    hidden = f32(0) if hidden_zero != 0 else f32(NAN)
     for i in range(0, n, lanes(result)):
         total = vload(state, QUERY_BLOCK + i)
-        inverse = vselect(total == like(total, 0), like(total, 0), like(total, 1) / total)
+        inverse = vselect(total == like(total, 0), like(total, hidden), like(total, 1) / total)
         for f in range(i, i + width * QUERY_BLOCK, QUERY_BLOCK):
             vstore(result, f, vload(result, f) * inverse)
     transpose_panel(result, QUERY_BLOCK, y, y_row, width, n)

@@ -16,9 +16,11 @@ from minifer.kernels.attention import (
     HAS_EXTRA,
     HAS_SINK,
     HEADS,
+    HIDDEN_ZERO,
     INFINITY,
     KEYS,
     LEFT,
+    NAN,
     QUERIES,
     RIGHT,
     SIZE,
@@ -124,7 +126,8 @@ def attend_rows(q, k, v, y, bias, extra, spans, sink, own, g, scale, softcap, pa
     for r in range(last - first):
         head, i = group * repeat + (first + r) // queries, (first + r) % queries
         total = state[2 * r + 1]
-        inverse = f32(0) if total == f32(0) else f32(1) / total
+        hidden = f32(0) if g[HIDDEN_ZERO] != 0 else f32(NAN)
+        inverse = hidden if total == f32(0) else f32(1) / total
         scale_row(result + r * padded, inverse, y + place(g, Y, b, head, i), g[WIDTH])
 
 

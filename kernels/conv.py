@@ -15,21 +15,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from minifer.kernels.activation import CLAMP, activate_rows
+from minifer.kernels.activation import CLAMP
+from minifer.kernels.gemm import accumulate, block_size, finish, next_rows
 from minifer.kernels.simd import (
     MR,
     NR,
+    SHORT,
     address_of,
     as_ptr,
     rows_table,
     share,
-    tile_add,
-    tile_bias,
-    tile_clamp,
-    tile_outer,
-    tile_outer4,
-    tile_store,
     tile_zero,
+    tile_zero_short,
 )
 from minifer.kernels.spec import f32, i64, kernel, ptr_f32, ptr_i64
 
@@ -39,8 +36,10 @@ IN_D, IN_H, IN_W, OUT_D, OUT_H, OUT_W = 4, 5, 6, 7, 8, 9
 TAPS_D, TAPS_H, TAPS_W, STRIDE_D, STRIDE_H, STRIDE_W = 10, 11, 12, 13, 14, 15
 PAD_D, PAD_H, PAD_W, DILATION_D, DILATION_H, DILATION_W = 16, 17, 18, 19, 20, 21
 RUN = 22  # channels of one table entry: CHANNELS / GROUPS, or TAPS_W times that where a row of taps is contiguous
-BLOCK = 23  # output pixels of a block: the table holds BLOCK * taps entries
+BLOCK = 23  # most output pixels of a block: the table holds BLOCK * taps entries
 GEOMETRY_WORDS = 24
+#: what a block may take of the second-level cache: bytes of the input that it reads, entries of the table
+BLOCK_BYTES, BLOCK_ENTRIES = 1 << 18, 8192
 
 
 def geometry(
@@ -52,7 +51,9 @@ def geometry(
     """
     run = channels // groups * (taps[2] if merged else 1)
     entries = taps[0] * taps[1] * (1 if merged else taps[2])
-    block = max(24, min(96, (8192 // entries) // 24 * 24))
+    pixels = min(strides[0], taps[0]) * min(strides[1], taps[1]) * min(strides[2], taps[2])  # read per output pixel
+    fitting = min(BLOCK_BYTES // (4 * channels * pixels), BLOCK_ENTRIES // entries)
+    block = max(24, min(240, fitting // 24 * 24))
     table = [batch, channels, filters, groups, *in_size, *out_size, *taps, *strides, *pads, *dilations, run, block]
     return np.array(table, np.int64)
 
@@ -153,98 +154,95 @@ def conv(
     y: (batch, out depth, out height, out width, filters); zeros: RUN * GROUPS zeros; table: scratch_words per thread.
     2 * pixels * taps * channels / groups * filters FLOPs. Each result is one sum in the order taps, channels.
     Error: (terms) * 2^-24 times the sum of absolute products at most; about its square root in practice.
-    Work is split over blocks of output pixels, or over panels of filters where there are few blocks.
+    Work is split over output pixels, or over panels of filters where there are few pixels.
     """
     groups, filters = g[GROUPS], g[FILTERS]
     pixels = g[BATCH] * g[OUT_D] * g[OUT_H] * g[OUT_W]
-    run, block = g[RUN], g[BLOCK]
+    run = g[RUN]
     per_row = g[TAPS_W] if run * groups == g[CHANNELS] else 1
     entries = g[TAPS_D] * g[TAPS_H] * per_row
     of_group = filters // groups
     panels = (of_group + NR - 1) // NR
-    blocks = (pixels + block - 1) // block
-    mine = table + tid * (block * g[TAPS_D] * g[TAPS_H] * g[TAPS_W])
+    mine = table + tid * (g[BLOCK] * g[TAPS_D] * g[TAPS_H] * g[TAPS_W])
     # entries count from the lower of the two arrays that a row may lie in
     base = as_ptr(min(address_of(x), address_of(zeros)), f32)
     origin = (address_of(x) - address_of(base)) // 4
     nothing = (address_of(zeros) - address_of(base)) // 4
-    # few blocks: all threads walk all blocks and share the panels
-    by_block = blocks >= 2 * nthreads
-    block_from = share(blocks, tid, nthreads) if by_block else 0
-    block_to = share(blocks, tid + 1, nthreads) if by_block else blocks
-    panel_from = 0 if by_block else share(groups * panels, tid, nthreads)
-    panel_to = groups * panels if by_block else share(groups * panels, tid + 1, nthreads)
-    if panel_from == panel_to:
+    # few pixels: all threads walk all of them and share the panels
+    by_pixel = pixels >= 512 or groups * panels < 2 * nthreads
+    strips = (pixels + MR - 1) // MR
+    pixel_from = share(strips, tid, nthreads) * MR if by_pixel else 0
+    pixel_to = min(pixels, share(strips, tid + 1, nthreads) * MR) if by_pixel else pixels
+    panel_from = 0 if by_pixel else share(groups * panels, tid, nthreads)
+    panel_to = groups * panels if by_pixel else share(groups * panels, tid + 1, nthreads)
+    if panel_from == panel_to or pixel_from >= pixel_to:
         return
-    for at in range(block_from, block_to):
-        p0 = at * block
-        count = min(block, pixels - p0)
+    block = block_size(pixel_to - pixel_from, g[BLOCK], MR)
+    size = entries * run * NR  # of a panel
+    for p0 in range(pixel_from, pixel_to, block):
+        count = min(block, pixel_to - p0)
         fill_table(mine, g, p0, count, per_row, origin, nothing)
         for q in range(panel_from, panel_to):
             group, panel = q // panels, q % panels
             n = min(NR, of_group - panel * NR)
             column = group * of_group + panel * NR
-            b = weight + q * (entries * run * NR)
-            for i in range(0, count, MR):
-                m = min(MR, count - i)
-                acc = product(base + group * run, mine + i * entries, b, entries, run, m)
-                if has_bias != 0:
-                    acc = tile_bias(acc, bias + column, n)
-                corner = (p0 + i) * filters + column
-                if has_residual != 0:
-                    acc = tile_add(acc, residual + corner, filters, m, n)
-                if code == CLAMP:
-                    acc = tile_clamp(acc, first, second)
-                tile_store(y + corner, filters, acc, m, n)
-                if code != CLAMP:
-                    activate_rows(y + corner, filters, m, n, code, first, second)
+            rows, b = base + group * run, weight + q * size
+            i = 0
+            while i < count:
+                m = next_rows(count - i)
+                at = (p0 + i) * filters + column
+                if m <= SHORT:
+                    acc = product(tile_zero_short(), rows, mine + i, count, b, entries, run, m)
+                    finish(acc, y + at, bias + column, residual + at, filters, m, n, has_bias, has_residual, code,
+                           first, second)  # fmt: skip
+                else:
+                    tile = product(tile_zero(), rows, mine + i, count, b, entries, run, m)
+                    finish(tile, y + at, bias + column, residual + at, filters, m, n, has_bias, has_residual, code,
+                           first, second)  # fmt: skip
+                i += m
 
 
-def product(x, table, b, entries, run, m):
-    """The register tile of m pixels by NR filters: the sum over table entries and their runs."""
-    acc = tile_zero()
-    whole = run // 4 * 4
+def product(acc, x, table, pitch, b, entries, run, m):
+    """The register tile of m pixels by NR filters: acc and the sum over table entries and their runs."""
     for e in range(entries):
-        rows = rows_table(x, table + e * m, m)
-        for p in range(0, whole, 4):
-            acc = tile_outer4(acc, rows, p, b + p * NR)
-        for p in range(whole, run):
-            acc = tile_outer(acc, rows, p, b + p * NR)
+        acc = accumulate(acc, rows_table(x, table + e * pitch, m), 0, b, run)
         b = b + run * NR
     return acc
 
 
 def fill_table(table, g, p0, count, per_row, origin, nothing):
-    """Where the run of each tap begins for the pixels p0 .. p0 + count, tile by tile: entries of m pixels each.
+    """Where the run of each tap begins for the pixels p0 .. p0 + count: (entries, count).
 
     `origin` is where the input begins, `nothing` where the zeros lie.
     """
+    i = 0
+    while i < count:  # a row of output pixels at a time
+        column = (p0 + i) % g[OUT_W]
+        length = min(count - i, g[OUT_W] - column)
+        fill_row(table + i, count, g, (p0 + i) // g[OUT_W], column, length, per_row, origin, nothing)
+        i += length
+
+
+def fill_row(table, count, g, row, column, length, per_row, origin, nothing):
+    """fill_table for `length` neighbouring pixels of an output row, from a column on."""
     width, height, depth = g[IN_W], g[IN_H], g[IN_D]
-    channels = g[CHANNELS]
-    entries = g[TAPS_D] * g[TAPS_H] * per_row
-    for i in range(count):
-        pixel = p0 + i
-        ow = pixel % g[OUT_W]
-        rest = pixel // g[OUT_W]
-        oh = rest % g[OUT_H]
-        rest = rest // g[OUT_H]
-        d0 = rest % g[OUT_D] * g[STRIDE_D] - g[PAD_D]
-        h0 = oh * g[STRIDE_H] - g[PAD_H]
-        w0 = ow * g[STRIDE_W] - g[PAD_W]
-        image = rest // g[OUT_D] * depth
-        tile = i // MR * MR
-        m = min(MR, count - tile)
-        at = table + (tile * entries + (i - tile))
-        for kd in range(g[TAPS_D]):
-            d = d0 + kd * g[DILATION_D]
-            for kh in range(g[TAPS_H]):
-                h = h0 + kh * g[DILATION_H]
-                line = ((image + d) * height + h) * width
-                inside = d >= 0 and d < depth and h >= 0 and h < height
-                for kw in range(per_row):
-                    w = w0 + kw * g[DILATION_W]
-                    at[0] = origin + (line + w) * channels if inside and w >= 0 and w < width else nothing
-                    at = at + m
+    rest = row // g[OUT_H]
+    image = rest // g[OUT_D] * depth
+    d0 = rest % g[OUT_D] * g[STRIDE_D] - g[PAD_D]
+    h0 = row % g[OUT_H] * g[STRIDE_H] - g[PAD_H]
+    stride, channels = g[STRIDE_W], g[CHANNELS]
+    for kd in range(g[TAPS_D]):
+        d = d0 + kd * g[DILATION_D]
+        for kh in range(g[TAPS_H]):
+            h = h0 + kh * g[DILATION_H]
+            line = origin + ((image + d) * height + h) * width * channels
+            inside = d >= 0 and d < depth and h >= 0 and h < height
+            for kw in range(per_row):
+                w0 = column * stride - g[PAD_W] + kw * g[DILATION_W]
+                for i in range(length):
+                    w = w0 + i * stride
+                    table[i] = line + w * channels if inside and w >= 0 and w < width else nothing
+                table = table + count
 
 
 def halo_reference(x, y, batch, channels, depth, height, width, to_d, to_h, to_w, pad_d, pad_h, pad_w, pixel, channel):

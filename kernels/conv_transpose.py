@@ -4,6 +4,9 @@ Seen from an output pixel, a transposed convolution is a convolution whose taps 
 (pixel + pad - tap * dilation) divides by the stride. Output pixels of one row that are equal modulo the
 stride meet the same taps, and consecutive input pixels: they form the rows of the register tile (conv.py has the
 idea of the table). Nothing is added up in memory, so threads never meet. Geometry as in conv.py; float32.
+
+Where taps and strides are equal, each input pixel has output pixels of its own: `spread` is a plain matrix product of
+pixels with all taps of all filters.
 """
 
 from __future__ import annotations
@@ -38,11 +41,13 @@ from minifer.kernels.conv import (
     geometry,
     pack_weights,
 )
+from minifer.kernels.gemm import pack
 from minifer.kernels.simd import (
     MR,
     NR,
     address_of,
     as_ptr,
+    rows_strided,
     rows_table,
     share,
     tile_add,
@@ -207,3 +212,92 @@ def fill_rows(rows, plan, g, entries, t, m, origin, nothing):
             w = plan[3 * e + 1] + t + i
             inside = w >= 0 and w < g[IN_W]
             rows[e * m + i] = origin + (plan[3 * e + 2] + w) * g[CHANNELS] if inside else nothing
+
+
+def pack_spread(weight: np.ndarray) -> np.ndarray:
+    """ONNX weights (channels, filters, *taps) as the panels of (channels, taps * filters)."""
+    return pack(np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1))
+
+
+def spread_reference(x, weight, bias, y, piece, lines, width, channels, filters, taps_h, taps_w, code, first, second,
+                     has_bias):  # fmt: skip
+    """As one product in float64, its columns moved to their places."""
+    count = taps_h * taps_w * filters
+    w = weight.transpose(1, 0, 2).reshape(channels, -1)[:, :count].astype(np.float64)
+    pixels = x.reshape(-1, channels).astype(np.float64)
+    shape = (lines, width, taps_h, taps_w, filters)
+    result, magnitude = ((a @ b).reshape(shape) for a, b in ((pixels, w), (abs(pixels), abs(w))))
+    if has_bias:
+        more = bias.reshape(taps_h, taps_w, filters)
+        result, magnitude = result + more, magnitude + abs(more)
+    result, magnitude = (v.transpose(0, 2, 1, 3, 4).reshape(y.shape) for v in (result, magnitude))
+    return {"y": (activation_reference(result, code, first, second), np.maximum(magnitude, 1))}
+
+
+def spread_example(rng, size):
+    lines, width, taps_h, taps_w = (int(v) for v in rng.integers(1, (4, 9, 4, 4)))
+    channels, filters = int(rng.integers(1, 3 + size)), int(rng.choice([1, 2, 3, int(rng.integers(1, 6 * size))]))
+    count = taps_h * taps_w * filters
+    return {
+        "x": rng.standard_normal((lines, width, channels)).astype("f"),
+        "weight": pack(rng.standard_normal((channels, count)).astype("f")),
+        "bias": rng.standard_normal(count).astype("f"),
+        "y": np.full((lines, taps_h, width, taps_w, filters), np.nan, "f"),
+        "piece": np.zeros(8 * MR * NR, "f"),
+        "lines": lines, "width": width, "channels": channels, "filters": filters, "taps_h": taps_h, "taps_w": taps_w,
+        "code": int(rng.integers(0, 2)), "first": 0.25, "second": 6.0, "has_bias": int(rng.integers(0, 2)),
+    }  # fmt: skip
+
+
+@kernel(reference=spread_reference, example=spread_example, outputs=("y", "piece"), tolerance=2e-6)
+def spread(
+    x: ptr_f32, weight: ptr_f32, bias: ptr_f32, y: ptr_f32, piece: ptr_f32, lines: i64, width: i64, channels: i64,
+    filters: i64, taps_h: i64, taps_w: i64, code: i64, first: f32, second: f32, has_bias: i64, tid: i64, nthreads: i64,
+):  # fmt: skip
+    """y = activate(transposed convolution of x + bias), with strides equal to the taps and no padding.
+
+    x: (lines, width, channels); weight: gemm.pack of (channels, taps_h * taps_w * filters); bias: as many as that has
+    columns; y: (lines, taps_h, width, taps_w, filters), which is the image; piece: a register tile per thread.
+    2 * lines * width * channels * columns FLOPs. Work is split over lines of x.
+    """
+    run = taps_w * filters  # what a pixel gives to each line of y
+    columns = taps_h * run
+    piece = piece + tid * (MR * NR)
+    for l in range(share(lines, tid, nthreads), share(lines, tid + 1, nthreads)):
+        source, target = x + l * width * channels, y + l * width * columns
+        for c in range(0, columns, NR):
+            n = min(NR, columns - c)
+            whole = c % run + n <= run  # all columns of the panel belong to one line of y
+            b = weight + c * channels
+            for t in range(0, width, MR):
+                m = min(MR, width - t)
+                rows = rows_strided(source + t * channels, channels, m)
+                acc = tile_zero()
+                for p in range(0, channels // 4 * 4, 4):
+                    acc = tile_outer4(acc, rows, p, b + p * NR)
+                for p in range(channels // 4 * 4, channels):
+                    acc = tile_outer(acc, rows, p, b + p * NR)
+                if has_bias != 0:
+                    acc = tile_bias(acc, bias + c, n)
+                if code == CLAMP:
+                    acc = tile_clamp(acc, first, second)
+                if whole:
+                    tile_store(target + ((c // run * width + t) * run + c % run), run, acc, m, n)
+                else:
+                    tile_store(piece, NR, acc, m, NR)
+                    deal(piece, target, m, n, c, t, run, width)
+        if code != CLAMP:
+            activate_rows(target, 0, 1, width * columns, code, first, second)
+
+
+def deal(piece, y, m, n, c, t, run, width):
+    """Copy columns c .. c + n of m pixels from the t-th on to the lines of y that they belong to."""
+    j = 0
+    while j < n:
+        at = (c + j) % run
+        count = min(n - j, run - at)
+        line = y + (((c + j) // run * width + t) * run + at)
+        for i in range(m):
+            for e in range(count):
+                line[i * run + e] = piece[i * NR + j + e]
+        j += count

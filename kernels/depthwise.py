@@ -1,16 +1,19 @@
 """Depthwise convolution on channels-last tensors: every channel has a filter of its own.
 
-There is no sum over channels, so the vector lanes run along them: a lane holds one channel, and the sum over taps stays
-in a register. With stride 1 seven neighbouring pixels are computed at once: a weight and a column of the input are then
-loaded once for up to seven products. Other strides take four vectors of channels of one pixel at a time.
+There is no sum over channels, so vector lanes run along them. For LANES channels at a time the lines of input that a
+line of output needs are copied side by side into a buffer that stays in the first-level cache, with the padding
+written out; the next line of output needs few new ones. So each line of memory is touched once, whatever the
+number of channels, and the sums run over taps at fixed places: seven neighbouring pixels share a weight.
 Geometry as in conv.py (GROUPS = CHANNELS = FILTERS); float32.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from minifer.kernels.activation import activate
+from minifer.kernels.activation import CLAMP, activate
 from minifer.kernels.conv import (
     BATCH,
     CHANNELS,
@@ -35,23 +38,64 @@ from minifer.kernels.conv import (
     activation_reference,
     geometry,
 )
-from minifer.kernels.simd import lanes, share, vfma, vload, vload_part, vsplat, vstore, vstore_part
+from minifer.kernels.simd import (
+    lanes,
+    share,
+    vfma,
+    vload,
+    vload_part,
+    vmax_quick,
+    vmin_quick,
+    vsplat,
+    vstore,
+    vstore_part,
+)
 from minifer.kernels.spec import f32, i64, kernel, ptr_f32, ptr_i64
 
-STRIP = 7  # pixels; a divisor of the widths that image networks have (7, 14, 28, 56, 112)
+INFINITY = float("inf")
+#: channels that are walked along the lines with: a cache line of them, two vectors
+LANES = 16
+#: neighbouring pixels that are computed at once; a divisor of the widths that image networks have (7, 14, 28, 56, 112)
+STRIP = 7
+#: bytes of the buffer: in the first-level cache; in the second where the input comes from further away than the third
+NEAR, FAR, LARGE = 24 << 10, 160 << 10, 8 << 20
 
 
 def pack_weights(weight: np.ndarray) -> np.ndarray:
-    """ONNX weights (channels, 1, *taps) as (taps, channels), taps in row-major order."""
-    return np.ascontiguousarray(weight.reshape(weight.shape[0], -1).T)
+    """ONNX weights (channels, 1, *taps) as (blocks of LANES channels, taps, LANES), taps in row-major order."""
+    channels = weight.shape[0]
+    blocks = -(-channels // LANES)
+    packed = np.zeros((blocks * LANES, weight[0].size), weight.dtype)
+    packed[:channels] = weight.reshape(channels, -1)
+    return np.ascontiguousarray(packed.reshape(blocks, LANES, -1).swapaxes(1, 2))
 
 
-def depthwise_reference(x, weight, bias, residual, y, g, code, first, second, has_bias, has_residual):
+class Buffer:
+    """How a thread's buffer is laid out, from the geometry. A line of it has `columns` pixels of LANES channels."""
+
+    def __init__(self, g: np.ndarray):
+        size = {name: int(g[at]) for name, at in (("out", OUT_W), ("stride", STRIDE_W), ("step", DILATION_W))}
+        self.slots = int(g[TAPS_D] * g[TAPS_H])
+        span = int(g[TAPS_W] - 1) * size["step"] + 1
+        most = max(STRIP, (NEAR // (4 * LANES * self.slots) - span) // size["stride"] + 1)
+        tiles = -(-size["out"] // most)
+        self.tile = -(-size["out"] // tiles)  # pixels of a line that are computed before the next line is begun
+        self.columns = (max(self.tile, STRIP) - 1) * size["stride"] + span  # a strip may look behind what is filled
+        block = 4 * LANES * self.slots * self.columns
+        room = FAR if 4 * math.prod(int(v) for v in g[[BATCH, IN_D, IN_H, IN_W, CHANNELS]]) > LARGE else NEAR
+        self.group = max(1, min(-(-int(g[CHANNELS]) // LANES), room // block))  # blocks that are walked with
+        self.floats = self.group * block // 4  # size of the buffer
+        self.words = self.group * 3 * self.slots  # of the list of lines: what each slot holds; slot and tap in use
+
+
+def depthwise_reference(
+    x, weight, bias, residual, y, buffer, lines, g, tile, columns, group, code, first, second, has_bias, has_residual
+):
     """The same by the definition, in float64."""
     size, out, taps, stride, pad, dilation = (tuple(int(v) for v in g[i : i + 3]) for i in range(4, 22, 3))
     n, c = int(g[BATCH]), int(g[CHANNELS])
     source = x.reshape(n, *size, c).astype(np.float64)
-    w = weight.reshape(*taps, c).astype(np.float64)
+    w = weight.swapaxes(0, 1).reshape(*taps, -1)[..., :c].astype(np.float64)
     result, magnitude = np.zeros((n, *out, c)), np.zeros((n, *out, c))
     for o in np.ndindex(*out):
         for t in np.ndindex(*taps):
@@ -68,20 +112,28 @@ def depthwise_reference(x, weight, bias, residual, y, g, code, first, second, ha
 
 def depthwise_example(rng, size):
     c = int(rng.integers(1, 12 * size))
-    taps = [1, int(rng.integers(1, 4)), int(rng.integers(1, 4))]
-    stride, dilation = ([1, *(int(rng.integers(1, 3)) for _ in range(2))] for _ in range(2))
-    pad = [0, *(int(rng.integers(0, t)) for t in taps[1:])]
-    inside = [1, *((t - 1) * d + 1 + int(rng.integers(0, 9)) for t, d in zip(taps[1:], dilation[1:]))]
+    taps = [int(rng.integers(1, 3)), int(rng.integers(1, 4)), int(rng.choice([1, 2, 3, 3, 5, 7]))]
+    stride = [int(rng.integers(1, 3)) for _ in range(3)]
+    dilation = [int(rng.integers(1, 3)) if rng.random() < 0.3 else 1 for _ in range(3)]
+    pad = [int(rng.integers(0, t)) for t in taps]
+    inside = [(t - 1) * d + 1 + int(rng.integers(0, most)) for t, d, most in zip(taps, dilation, (2, 5, 9))]
     out = [(i + 2 * p - (t - 1) * d - 1) // s + 1 for i, p, t, d, s in zip(inside, pad, taps, dilation, stride)]
     n = int(rng.integers(1, 3))
     shape = (n, *out, c)
+    g = geometry(n, c, c, c, inside, out, taps, stride, pad, dilation)
+    buffer = Buffer(g)
     return {
         "x": rng.standard_normal((n, *inside, c)).astype("f"),
         "weight": pack_weights(rng.standard_normal((c, 1, *taps)).astype("f")),
         "bias": rng.standard_normal(c).astype("f"),
         "residual": rng.standard_normal(shape).astype("f"),
         "y": np.full(shape, np.nan, "f"),
-        "g": geometry(n, c, c, c, inside, out, taps, stride, pad, dilation),
+        "buffer": np.full(8 * buffer.floats, np.nan, "f"),
+        "lines": np.zeros(8 * buffer.words, np.int64),
+        "g": g,
+        "tile": buffer.tile,
+        "columns": buffer.columns,
+        "group": buffer.group,
         "code": int(rng.integers(0, 2)),
         "first": 0.25,
         "second": 6.0,
@@ -90,154 +142,200 @@ def depthwise_example(rng, size):
     }
 
 
-@kernel(reference=depthwise_reference, example=depthwise_example, outputs=("y",), tolerance=2e-6)
+@kernel(
+    reference=depthwise_reference, example=depthwise_example, outputs=("y", "buffer", "lines"), tolerance=2e-6
+)
 def depthwise(
-    x: ptr_f32, weight: ptr_f32, bias: ptr_f32, residual: ptr_f32, y: ptr_f32, g: ptr_i64,
+    x: ptr_f32, weight: ptr_f32, bias: ptr_f32, residual: ptr_f32, y: ptr_f32, buffer: ptr_f32, lines: ptr_i64,
+    g: ptr_i64, tile: i64, columns: i64, group: i64,
     code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """y = activate(depthwise convolution of x + bias + residual).
 
-    x: (batch, depth, height, width, channels); weight: (taps, channels); bias: (channels,); residual, y: (batch, out
-    depth, out height, out width, channels). 2 * results * taps FLOPs. Work is split over output rows.
+    x: (batch, depth, height, width, channels); weight: see pack_weights; bias: (channels,); residual, y: (batch, out
+    depth, out height, out width, channels); buffer, lines: `floats` and `words` of a Buffer per thread; tile, columns,
+    group: its others. 2 * results * taps FLOPs. Work is split over blocks of channels and lines of y.
     """
-    out_w, stride_w, pad_w = g[OUT_W], g[STRIDE_W], g[PAD_W]
-    rows = g[BATCH] * g[OUT_D] * g[OUT_H]
-    vectors = g[CHANNELS] // lanes(x) * lanes(x)
-    rolling = stride_w == 1 and g[DILATION_W] == 1
-    for row in range(share(rows, tid, nthreads), share(rows, tid + 1, nthreads)):
-        oh = row % g[OUT_H]
-        rest = row // g[OUT_H]
-        d0 = rest % g[OUT_D] * g[STRIDE_D] - g[PAD_D]
-        h0 = oh * g[STRIDE_H] - g[PAD_H]
-        image = x + rest // g[OUT_D] * (g[IN_D] * g[IN_H] * g[IN_W] * g[CHANNELS])
-        at = row * out_w * g[CHANNELS]
-        for ow in range(0, out_w, STRIP):
-            count = min(STRIP, out_w - ow)
-            w0 = ow * stride_w - pad_w
-            corner = at + ow * g[CHANNELS]
-            if rolling:
-                for c in range(0, vectors, lanes(x)):
-                    rolling_strip(image, weight, bias, residual, y, g, d0, h0, w0, corner + c, c, count,
-                                  code, first, second, has_bias, has_residual)  # fmt: skip
-            else:
-                for i in range(count):
-                    one_pixel(image, weight, bias, residual, y, g, d0, h0, w0 + i * stride_w, corner + i * g[CHANNELS],
-                              vectors, code, first, second, has_bias, has_residual)  # fmt: skip
-            if vectors < g[CHANNELS]:
-                for i in range(count):
-                    last_channels(image, weight, bias, residual, y, g, d0, h0, w0 + i * stride_w,
-                                  corner + i * g[CHANNELS], vectors,
-                                  code, first, second, has_bias, has_residual)  # fmt: skip
+    channels, out_w = g[CHANNELS], g[OUT_W]
+    taps_w, step_w, stride_w = g[TAPS_W], g[DILATION_W], g[STRIDE_W]
+    slots = g[TAPS_D] * g[TAPS_H]
+    rows, tiles = g[BATCH] * g[OUT_D] * g[OUT_H], (out_w + tile - 1) // tile
+    blocks = (channels + LANES - 1) // LANES
+    groups = (blocks + group - 1) // group
+    units = groups * tiles * rows
+    buffer = buffer + tid * (group * slots * columns * LANES)
+    lines = lines + tid * (group * 3 * slots)
+    bounded = code == CLAMP and has_residual == 0
+    low = first if bounded else f32(-INFINITY)
+    high = second if bounded else f32(INFINITY)
+    unit, end = share(units, tid, nthreads), share(units, tid + 1, nthreads)
+    while unit < end:
+        strand, row = unit // rows, unit % rows
+        count = min(rows - row, end - unit)
+        unit += count
+        from_b = share(blocks, strand // tiles, groups)
+        to_b = share(blocks, strand // tiles + 1, groups)
+        from_w = strand % tiles * tile
+        width = min(tile, out_w - from_w)
+        for slot in range(group * 3 * slots):
+            lines[slot] = -1
+        for r in range(row, row + count):
+            for block in range(from_b, to_b):
+                c = block * LANES
+                n = min(LANES, channels - c)
+                table = lines + (block - from_b) * 3 * slots
+                ring = buffer + (block - from_b) * (slots * columns * LANES)
+                kernels = weight + block * (slots * taps_w * LANES)
+                entries = gather_lines(x + c, ring, table, g, r, from_w * stride_w - g[PAD_W],
+                                       (width - 1) * stride_w + (taps_w - 1) * step_w + 1, columns, n)  # fmt: skip
+                target = y + ((r * out_w + from_w) * channels + c)
+                for v in range(0, n, lanes(x)):
+                    start = vload_part(bias, c + v, n - v if has_bias != 0 else 0)
+                    line(ring + v, kernels + v, table + slots, entries, start, target + v, width,
+                         channels, n - v, taps_w, stride_w, step_w, low, high)  # fmt: skip
+                if not bounded:
+                    finish(target, residual + ((r * out_w + from_w) * channels + c), width, channels, n,
+                           code, first, second, has_residual)  # fmt: skip
 
 
-def column(line, w, width, channels):
-    """The vector at column w of a line of pixels; zeros outside of it."""
-    if w >= 0 and w < width:
-        return vload(line, w * channels)
-    return vsplat(f32, 0)
+def gather_lines(x, buffer, lines, g, row, w0, count, columns, n):
+    """Bring the lines of input that line `row` of the output needs into the buffer: count columns from w0 on.
+
+    Fills in, behind the first entries of `lines`, where each line lies in the buffer and its first tap in the weights.
+    Returns how many there are.
+    """
+    channels, height, width, depth = g[CHANNELS], g[IN_H], g[IN_W], g[IN_D]
+    taps_h, taps_d = g[TAPS_H], g[TAPS_D]
+    rest = row // g[OUT_H]
+    h0 = (row - rest * g[OUT_H]) * g[STRIDE_H] - g[PAD_H]
+    d0 = 0 - g[PAD_D]
+    if g[OUT_D] > 1:
+        d0 += rest % g[OUT_D] * g[STRIDE_D]
+        rest = rest // g[OUT_D]
+    # neighbouring lines have different slots, so that the next line of output finds them again
+    turn = h0 % taps_h if g[DILATION_H] == 1 else 0
+    entries = taps_d * taps_h
+    at = entries
+    for kd in range(taps_d):
+        d = d0 + kd * g[DILATION_D]
+        for kh in range(taps_h):
+            h = h0 + kh * g[DILATION_H]
+            slot = turn + kh
+            slot = kd * taps_h + (slot - taps_h if slot >= taps_h else slot)
+            if d >= 0 and d < depth and h >= 0 and h < height:
+                source = (rest * depth + d) * height + h
+                if lines[slot] != source:
+                    lines[slot] = source
+                    copy_line(x + source * width * channels, buffer + slot * columns * LANES, w0, count, width,
+                              channels, n)  # fmt: skip
+                lines[at] = slot * columns * LANES
+                lines[at + 1] = (kd * taps_h + kh) * g[TAPS_W] * LANES
+                at += 2
+    return (at - entries) // 2
 
 
-def rolling_strip(image, weight, bias, residual, y, g, d0, h0, w0, at, c, count,
-                  code, first, second, has_bias, has_residual):  # fmt: skip
-    """One vector of channels of STRIP neighbouring pixels, stride 1: a tap further on, all but one column is there
-    already. Seven sums keep both multipliers busy."""
-    channels, width = g[CHANNELS], g[IN_W]
-    start = vload(bias, c) if has_bias != 0 else vsplat(f32, 0)
+def copy_line(x, target, w0, count, width, channels, n):
+    """Copy n channels of the pixels w0 .. w0 + count of a line to pixels of LANES channels; zeros outside of it."""
+    zero = vsplat(f32, 0)
+    left = min(count, max(0, 0 - w0))
+    right = max(left, min(count, width - w0))
+    for i in range(left):
+        vstore(target, i * LANES, zero)
+        vstore(target, i * LANES + lanes(x), zero)
+    if n == LANES:
+        for i in range(left, right):
+            vstore(target, i * LANES, vload(x, (w0 + i) * channels))
+            vstore(target, i * LANES + lanes(x), vload(x, (w0 + i) * channels + lanes(x)))
+    else:
+        for i in range(left, right):
+            vstore(target, i * LANES, vload_part(x, (w0 + i) * channels, n))
+            vstore(target, i * LANES + lanes(x), vload_part(x, (w0 + i) * channels + lanes(x), n - lanes(x)))
+    for i in range(right, count):
+        vstore(target, i * LANES, zero)
+        vstore(target, i * LANES + lanes(x), zero)
+
+
+def line(buffer, weight, lines, entries, start, y, width, channels, n, taps, stride, step, low, high):
+    """A vector of channels of `width` pixels: strips of STRIP, of which the last may overlap the one before."""
+    i = 0
+    while i < width:
+        i = max(0, min(i, width - STRIP))
+        p = buffer + i * stride * LANES
+        if step == 1 and stride == 1 and taps == 3:
+            sums = strip_3_1(p, weight, lines, entries, start)
+        elif step == 1 and stride == 2 and taps == 3:
+            sums = strip_3_2(p, weight, lines, entries, start)
+        elif step == 1 and stride == 1 and taps == 5:
+            sums = strip_5_1(p, weight, lines, entries, start)
+        elif step == 1 and stride == 2 and taps == 5:
+            sums = strip_5_2(p, weight, lines, entries, start)
+        elif step == 1 and stride == 1 and taps == 7:
+            sums = strip_7_1(p, weight, lines, entries, start)
+        else:
+            sums = strip_of_any(p, weight, lines, entries, start, taps, stride * LANES, step * LANES)
+        store(sums, y + i * channels, min(STRIP, width - i), channels, n, low, high)
+        i += STRIP
+
+
+def strip_of(taps, stride):
+    """A function for lines of so many taps, neighbouring pixels `stride` apart: all loads have fixed places."""
+
+    def strip(p, weight, lines, entries, start):
+        """The sums of STRIP neighbouring pixels over the taps of all lines."""
+        s0, s1, s2, s3, s4, s5, s6 = start, start, start, start, start, start, start
+        for e in range(entries):
+            a, b = p + lines[2 * e], weight + lines[2 * e + 1]
+            for t in range(taps):
+                k, i = vload(b, t * LANES), t * LANES
+                s0, s1 = vfma(vload(a, i), k, s0), vfma(vload(a, i + stride * LANES), k, s1)
+                s2, s3 = vfma(vload(a, i + 2 * stride * LANES), k, s2), vfma(vload(a, i + 3 * stride * LANES), k, s3)
+                s4, s5 = vfma(vload(a, i + 4 * stride * LANES), k, s4), vfma(vload(a, i + 5 * stride * LANES), k, s5)
+                s6 = vfma(vload(a, i + 6 * stride * LANES), k, s6)
+        return s0, s1, s2, s3, s4, s5, s6
+
+    return strip
+
+
+strip_3_1, strip_5_1, strip_7_1 = strip_of(3, 1), strip_of(5, 1), strip_of(7, 1)
+strip_3_2, strip_5_2 = strip_of(3, 2), strip_of(5, 2)
+
+
+def strip_of_any(p, weight, lines, entries, start, taps, stride, step):
+    """The same for any number of taps, `step` elements apart, of pixels `stride` elements apart."""
     s0, s1, s2, s3, s4, s5, s6 = start, start, start, start, start, start, start
-    for kd in range(g[TAPS_D]):
-        d = d0 + kd * g[DILATION_D]
-        for kh in range(g[TAPS_H]):
-            h = h0 + kh * g[DILATION_H]
-            if d >= 0 and d < g[IN_D] and h >= 0 and h < g[IN_H]:
-                line = image + ((d * g[IN_H] + h) * width * channels + c)
-                q = weight + ((kd * g[TAPS_H] + kh) * g[TAPS_W] * channels + c)
-                x0 = column(line, w0, width, channels)
-                x1 = column(line, w0 + 1, width, channels)
-                x2 = column(line, w0 + 2, width, channels)
-                x3 = column(line, w0 + 3, width, channels)
-                x4 = column(line, w0 + 4, width, channels)
-                x5 = column(line, w0 + 5, width, channels)
-                for kw in range(g[TAPS_W]):
-                    x6 = column(line, w0 + kw + 6, width, channels)
-                    k = vload(q, kw * channels)
-                    s0, s1, s2, s3 = vfma(x0, k, s0), vfma(x1, k, s1), vfma(x2, k, s2), vfma(x3, k, s3)
-                    s4, s5, s6 = vfma(x4, k, s4), vfma(x5, k, s5), vfma(x6, k, s6)
-                    x0, x1, x2, x3, x4, x5 = x1, x2, x3, x4, x5, x6
-    for _ in range(count):
-        total = s0
-        if has_residual != 0:
-            total = total + vload(residual, at)
-        vstore(y, at, activate(total, code, first, second))
-        at += channels
-        s0, s1, s2, s3, s4, s5 = s1, s2, s3, s4, s5, s6
+    for e in range(entries):
+        a, b = p + lines[2 * e], weight + lines[2 * e + 1]
+        for t in range(taps):
+            k, i = vload(b, t * LANES), t * step
+            s0, s1 = vfma(vload(a, i), k, s0), vfma(vload(a, i + stride), k, s1)
+            s2, s3 = vfma(vload(a, i + 2 * stride), k, s2), vfma(vload(a, i + 3 * stride), k, s3)
+            s4, s5 = vfma(vload(a, i + 4 * stride), k, s4), vfma(vload(a, i + 5 * stride), k, s5)
+            s6 = vfma(vload(a, i + 6 * stride), k, s6)
+    return s0, s1, s2, s3, s4, s5, s6
 
 
-def one_pixel(image, weight, bias, residual, y, g, d0, h0, w0, corner, vectors,
-              code, first, second, has_bias, has_residual):  # fmt: skip
-    """One pixel, `vectors` channels, four vectors at a time; taps outside of the input are left out."""
-    channels, step = g[CHANNELS], g[DILATION_W]
-    w = lanes(image)
-    # taps inside the line: w0 + kw * step in [0, width)
-    kw_from = (0 - w0 + step - 1) // step if w0 < 0 else 0
-    kw_to = min(g[TAPS_W], (g[IN_W] - 1 - w0) // step + 1)
-    c = 0
-    while c < vectors:
-        # the last group of four may overlap the one before: the same sums are written again
-        if c + 4 * w > vectors and vectors >= 4 * w:
-            c = vectors - 4 * w
-        wide = c + 4 * w <= vectors
-        zero = vsplat(f32, 0)
-        s0 = vload(bias, c) if has_bias != 0 else zero
-        s1, s2, s3 = zero, zero, zero
-        if wide and has_bias != 0:
-            s1, s2, s3 = vload(bias, c + w), vload(bias, c + 2 * w), vload(bias, c + 3 * w)
-        for kd in range(g[TAPS_D]):
-            d = d0 + kd * g[DILATION_D]
-            for kh in range(g[TAPS_H]):
-                h = h0 + kh * g[DILATION_H]
-                if d >= 0 and d < g[IN_D] and h >= 0 and h < g[IN_H]:
-                    p = image + (((d * g[IN_H] + h) * g[IN_W] + w0) * channels + c)
-                    q = weight + ((kd * g[TAPS_H] + kh) * g[TAPS_W] * channels + c)
-                    for kw in range(kw_from, kw_to):
-                        a, b = p + kw * step * channels, q + kw * channels
-                        s0 = vfma(vload(a, 0), vload(b, 0), s0)
-                        if wide:
-                            s1 = vfma(vload(a, w), vload(b, w), s1)
-                            s2 = vfma(vload(a, 2 * w), vload(b, 2 * w), s2)
-                            s3 = vfma(vload(a, 3 * w), vload(b, 3 * w), s3)
-        at = corner + c
-        if has_residual != 0:
-            s0 = s0 + vload(residual, at)
-            if wide:
-                s1 = s1 + vload(residual, at + w)
-                s2 = s2 + vload(residual, at + 2 * w)
-                s3 = s3 + vload(residual, at + 3 * w)
-        vstore(y, at, activate(s0, code, first, second))
-        if wide:
-            vstore(y, at + w, activate(s1, code, first, second))
-            vstore(y, at + 2 * w, activate(s2, code, first, second))
-            vstore(y, at + 3 * w, activate(s3, code, first, second))
-        c += 4 * w if wide else w
+def store(sums, y, count, step, n, low, high):
+    """Write n channels of the first `count` sums, held between bounds, to pixels `step` elements apart."""
+    s0, s1, s2, s3, s4, s5, s6 = sums
+    if count == STRIP and n >= lanes(y):
+        vstore(y, 0, vmin_quick(high, vmax_quick(low, s0)))
+        vstore(y, step, vmin_quick(high, vmax_quick(low, s1)))
+        vstore(y, 2 * step, vmin_quick(high, vmax_quick(low, s2)))
+        vstore(y, 3 * step, vmin_quick(high, vmax_quick(low, s3)))
+        vstore(y, 4 * step, vmin_quick(high, vmax_quick(low, s4)))
+        vstore(y, 5 * step, vmin_quick(high, vmax_quick(low, s5)))
+        vstore(y, 6 * step, vmin_quick(high, vmax_quick(low, s6)))
+    else:
+        for i in range(count):
+            vstore_part(y, i * step, vmin_quick(high, vmax_quick(low, s0)), n)
+            s0, s1, s2, s3, s4, s5 = s1, s2, s3, s4, s5, s6
 
 
-def last_channels(image, weight, bias, residual, y, g, d0, h0, w0, corner, c,
-                  code, first, second, has_bias, has_residual):  # fmt: skip
-    """The channels of one pixel that do not fill a vector."""
-    channels = g[CHANNELS]
-    n = channels - c
-    total = vload_part(bias, c, n) if has_bias != 0 else vsplat(f32, 0)
-    for kd in range(g[TAPS_D]):
-        d = d0 + kd * g[DILATION_D]
-        for kh in range(g[TAPS_H]):
-            h = h0 + kh * g[DILATION_H]
-            if d >= 0 and d < g[IN_D] and h >= 0 and h < g[IN_H]:
-                line = (d * g[IN_H] + h) * g[IN_W]
-                q = weight + ((kd * g[TAPS_H] + kh) * g[TAPS_W] * channels + c)
-                for kw in range(g[TAPS_W]):
-                    at = w0 + kw * g[DILATION_W]
-                    if at >= 0 and at < g[IN_W]:
-                        v = vload_part(image, (line + at) * channels + c, n)
-                        total = vfma(v, vload_part(q, kw * channels, n), total)
-    if has_residual != 0:
-        total = total + vload_part(residual, corner + c, n)
-    vstore_part(y, corner + c, activate(total, code, first, second), n)
+def finish(y, residual, width, step, n, code, first, second, has_residual):
+    """Add the residual and apply the activation to n channels of `width` pixels."""
+    for i in range(width):
+        for v in range(0, n, lanes(y)):
+            total = vload_part(y, i * step + v, n - v)
+            if has_residual != 0:
+                total = total + vload_part(residual, i * step + v, n - v)
+            vstore_part(y, i * step + v, activate(total, code, first, second), n - v)

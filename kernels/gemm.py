@@ -122,9 +122,14 @@ def gemm_reference(a, b, c, bias, residual, m, n, k, lda, ldc, has_bias, has_res
     offset = bias.astype(np.float64) * has_bias + residual[:, :n].astype(np.float64) * has_residual
     expected, magnitude = c.astype(np.float64), np.ones(c.shape)
     total = wide_a @ wide_b + offset
-    expected[:, :n] = np.clip(total, first, second) if code == CLAMP else np.where(total < 0, total * first, total)
+    expected[:, :n] = activation_of(total, code, first, second)
     magnitude[:, :n] = np.abs(wide_a) @ np.abs(wide_b) + np.abs(offset) + 1
     return {"c": (expected, magnitude)}
+
+
+def activation_of(x, code, first, second):
+    """The activations that examples draw."""
+    return np.clip(x, first, second) if code == CLAMP else np.where(x < 0, x * first, x)
 
 
 def accumulate(acc, rows, first, b, k):

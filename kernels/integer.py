@@ -416,10 +416,10 @@ def convolution_example(rng, size, T):
     }  # fmt: skip
 
 
-def product(acc, x, table, b, entries, run, m):
+def product(acc, x, table, pitch, b, entries, run, m):
     """acc + m pixels times a panel of filters: the sum over table entries and their runs (of even length)."""
     for e in range(entries):
-        rows = rows_table(x, table + e * m, m)
+        rows = rows_table(x, table + e * pitch, m)
         for p in range(0, run, 2):
             acc = tile_dot_i32(acc, rows, p, b + p * NR)
         b = b + run * NR
@@ -442,14 +442,12 @@ def run_sum(x, n):
 
 def sum_rows(x, table, sums, entries, run, groups, count, block):
     """sums[group * block + i]: the sum of everything that row i of the block multiplies."""
-    for tile in range(0, count, MR):
-        m = min(MR, count - tile)
-        for group in range(groups):
-            for i in range(m):
-                total = 0
-                for e in range(entries):
-                    total += run_sum(x + (group * run + table[tile * entries + e * m + i]), run)
-                sums[group * block + tile + i] = total
+    for group in range(groups):
+        for i in range(count):
+            total = 0
+            for e in range(entries):
+                total += run_sum(x + (group * run + table[e * count + i]), run)
+            sums[group * block + i] = total
 
 
 def convolution(T, B, Z, finish) -> KernelSpec:
@@ -503,14 +501,14 @@ def convolution(T, B, Z, finish) -> KernelSpec:
                 n = min((last - q) * NR, (group + 1) * of_group - column)
                 for i in range(0, count, MR):
                     m = min(MR, count - i)
-                    own, pixel = mine + i * entries, x + group * run
+                    own, pixel = mine + i, x + group * run
                     for s in range(q, last):
                         b, target = weight + s * panel_bytes, strip + (s - q) * NR
                         if m == 1:
-                            lone = product(tile_row_i32(), pixel, own, b, entries, run, m)
+                            lone = product(tile_row_i32(), pixel, own, count, b, entries, run, m)
                             tile_store_i32(target, NR * TOGETHER, lone, 1, NR)
                         else:
-                            acc = product(tile_zero_i32(), pixel, own, b, entries, run, m)
+                            acc = product(tile_zero_i32(), pixel, own, count, b, entries, run, m)
                             tile_store_i32(target, NR * TOGETHER, acc, MR, NR)
                     for r in range(m):
                         row = strip + r * (NR * TOGETHER)

@@ -9,9 +9,11 @@ import numpy as np
 
 from minifer.kernels.elementwise import PIECE, broadcast_example, piece_count, strided_view
 from minifer.kernels.odometer import RANK, odometer_at, odometer_offset, odometer_size
+from minifer.kernels.pooling import MAX, WORDS, pool_example, pool_reference
 from minifer.kernels.simd import (
     share,
     vconvert,
+    vload,
     vload_n,
     vload_part,
     vlow,
@@ -131,6 +133,59 @@ def combine(
                 vstore(target, i, bytes_)
             else:
                 vstore_part(target, i, bytes_, n - i)
+
+
+# ---------------------------------------------------------------- maxima
+
+
+def max_pool_reference(x, y, table, batch, channels, depth, height, width, out_d, out_h, out_w, flip):
+    sizes = (depth, height, width, out_d, out_h, out_w)
+    numbers = as_numbers(x, flip)
+    pooled = pool_reference(numbers, np.empty(y.shape, "f"), table, batch, channels, *sizes, MAX)["y"]
+    low = -128 if flip else 0
+    return {"y": np.maximum(pooled, low).astype(np.int32).astype(np.uint8)}
+
+
+def max_pool_example(rng, size):
+    drawn = pool_example(rng, size)
+    drawn.pop("mode")
+    x, y = (rng.integers(0, 256, drawn[name].shape).astype("u1") for name in ("x", "y"))
+    return {**drawn, "x": x, "y": y, "flip": int(rng.choice([0, 128]))}
+
+
+@kernel(reference=max_pool_reference, example=max_pool_example, outputs=("y",), tolerance=0, group="max_pool")
+def max_pool(
+    x: ptr_u8, y: ptr_u8, table: ptr_i64, batch: i64, channels: i64, depth: i64, height: i64, width: i64,
+    out_d: i64, out_h: i64, out_w: i64, flip: i64, tid: i64, nthreads: i64,
+):  # fmt: skip
+    """y = the largest byte of each window; the least there is where a window is empty.
+
+    x: (batch, depth, height, width, channels); y: (batch, out_d, out_h, out_w, channels); table: the axis tables of
+    depth, height and width (see pooling.py). Exact. Work is split over output rows.
+    """
+    rows = batch * out_d * out_h
+    for row in range(share(rows, tid, nthreads), share(rows, tid + 1, nthreads)):
+        td = table + (row // out_h % out_d) * WORDS
+        th = table + (out_d + row % out_h) * WORDS
+        image = x + row // (out_h * out_d) * (depth * height * width * channels)
+        for ow in range(out_w):
+            tw = table + (out_d + out_h + ow) * WORDS
+            corner = image + ((td[0] * height + th[0]) * width + tw[0]) * channels
+            out = y + (row * out_w + ow) * channels
+            for c in range(0, channels, 32):
+                n = channels - c
+                largest = vsplat(u8, 0)
+                for kd in range(td[1]):
+                    for kh in range(th[1]):
+                        p = corner + ((kd * td[2] * height + kh * th[2]) * width * channels + c)
+                        for kw in range(tw[1]):
+                            at = kw * tw[2] * channels
+                            bytes_ = vload(p, at) if n >= 32 else vload_part(p, at, n)
+                            largest = vmax(largest, bytes_ ^ flip)
+                if n >= 32:
+                    vstore(out, c, largest ^ flip)
+                else:
+                    vstore_part(out, c, largest ^ flip, n)
 
 
 # ---------------------------------------------------------------- global means

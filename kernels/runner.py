@@ -12,6 +12,28 @@ A record is four words: entry address, argument record address, barrier flag, st
 
 from __future__ import annotations
 
+from minifer.kernels.runner_layout import (
+    ARRIVED,
+    ASLEEP,
+    BASES,
+    BOX_WORDS,
+    CLAIMED,
+    COUNT,
+    FAILED,
+    FINISHED,
+    GO,
+    IDLE,
+    PHASE,
+    RECORD_WORDS,
+    RECORDS,
+    RUN,
+    STATE,
+    STATUS,
+    STOP,
+    TABLE,
+    TID,
+    WAKING,
+)
 from minifer.kernels.simd import (
     address_of,
     as_ptr,
@@ -24,17 +46,6 @@ from minifer.kernels.simd import (
 )
 from minifer.kernels.spec import i64, native, ptr_i64
 
-# words of a run block; what threads write at the same time stands on cache lines of its own
-TABLE, RECORDS, BASES, STATUS, FAILED = 0, 1, 2, 3, 4
-ARRIVED, PHASE, FINISHED = 8, 16, 24
-RUN_WORDS = 32
-
-# words of a mailbox
-STATE, RUN, TID, COUNT = 0, 1, 2, 3
-BOX_WORDS = 8
-ASLEEP, WAKING, IDLE, CLAIMED, GO, STOP = 0, 1, 2, 3, 4, 5
-
-RECORD_WORDS = 4
 SPINS_BEFORE_YIELD = 4000
 
 

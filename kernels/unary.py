@@ -254,7 +254,7 @@ def activation_reference(x, y, n, code, first, second):
     tanh_gelu = np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3))
     listed = [
         np.minimum(np.maximum(wide, first), second), np.where(wide < 0, first * wide, wide), sigmoid, np.tanh(wide),
-        wide * sigmoid, np.clip(first * wide + second, 0, 1), wide * np.clip(wide / 6 + 0.5, 0, 1),
+        wide * sigmoid, np.clip(first * wide + second, 0, 1), wide * np.clip(wide / 6 + 0.5, 0, 1) * first + second,
         wide * 0.5 * (1 + _erf(wide / math.sqrt(2))), wide * 0.5 * (1 + tanh_gelu),
         np.where(wide < 0, first * np.expm1(wide), wide), soft, wide * np.tanh(soft),
     ]  # fmt: skip

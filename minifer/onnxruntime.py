@@ -330,8 +330,11 @@ class InferenceSession:
 
     def _array(self, name: str, value: Any) -> Any:
         """A list given for a tensor, as an array of the declared dtype; anything else as it is."""
-        kind = self.minifer.model.graph.types.get(name)
-        if not isinstance(value, list | tuple | int | float) or not isinstance(kind, ir.TensorType):
+        if not isinstance(value, list | tuple | int | float):
+            return value
+        known = [*self.minifer.inputs, *self.minifer.overridable]
+        kind = next((v.type for v in known if v.name == name), None)
+        if not isinstance(kind, ir.TensorType):
             return value
         try:
             return np.asarray(value, dtypes.to_numpy(kind.dtype))

@@ -1,63 +1,60 @@
-"""Session: a model, made ready to run."""
+"""Session: a model, made ready to run.
+
+A model that was planned before is run from what is kept of it on disk (see minifer.runtime.stored); it is then read
+only when something is asked that needs its graph. That is why this module imports little at its head.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections import Counter
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from minifer import dtypes
-from minifer.errors import InputError, MiniferError, UnsupportedError
-from minifer.ir import (
-    Dim,
-    Graph,
-    MapType,
-    Model,
-    Node,
-    OptionalType,
-    SequenceType,
-    SparseTensor,
-    SparseTensorType,
-    TensorType,
-    Type,
-    type_of_value,
-)
-from minifer.onnx_io import read_model
-from minifer.ops import registry
-from minifer.passes import optimise
-from minifer.plan.plan import Plan
-from minifer.runtime import kernels_available
-from minifer.runtime.execute import Executor, Limits, Settings
+from minifer.errors import InputError, MiniferError, ModelError
+from minifer.locks import Lock
+from minifer.runtime import stored
 
 if TYPE_CHECKING:
+    from minifer.ir import Dim, Graph, Model, Type
+    from minifer.plan.plan import Plan
+    from minifer.runtime.execute import Executor, Limits, Settings
     from minifer.runtime.profile_report import Profile
+    from minifer.runtime.storing import Keeper
 
 
 EXECUTORS_KEPT = 16  # sets of overridden initialisers whose plans are kept
 
 
-@dataclass(frozen=True)
 class Value:
     """An input or output of a model. `shape` holds sizes, symbol names, or None where a dimension is unknown;
     it is None for an unknown rank, and for what is no tensor."""
 
-    name: str
-    type: Type | None
+    __slots__ = ("name", "type")
+
+    def __init__(self, name: str, type: Type | None):
+        self.name = name
+        self.type = type
 
     @property
     def dtype(self) -> str:
         """Element type name, such as "float32"; "" for what is no tensor."""
-        return self.type.dtype if isinstance(self.type, TensorType | SparseTensorType) else ""
+        return getattr(self.type, "dtype", "")
 
     @property
     def shape(self) -> tuple[Dim, ...] | None:
         """Declared shape."""
-        return self.type.shape if isinstance(self.type, TensorType | SparseTensorType) else None
+        return getattr(self.type, "shape", None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Value) and (self.name, self.type) == (other.name, other.type)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.type))
+
+    def __repr__(self) -> str:
+        return f"Value(name={self.name!r}, type={self.type!r})"
 
     def __str__(self) -> str:
         return f"{self.name}: {self.type if self.type is not None else '?'}"
@@ -79,11 +76,31 @@ def load(
 
     Raises ModelError for what is no valid model, UnsupportedError listing all operators that minifer lacks.
     """
-    return Session(read_model(source), threads=threads, optimize=optimize, limits=limits, executor=executor)
+    options: dict[str, Any] = {"threads": threads, "optimize": optimize, "limits": limits, "executor": executor}
+    _check_options(threads, executor)
+    file = None
+    if not limits and executor != "reference":
+        file = stored.model_file(source, (threads or _cpus(), bool(optimize), executor))
+    if file is None:
+        from minifer.onnx_io import read_model
+
+        return Session(read_model(source), **options)
+    found = stored.find(file)
+    return Session._from_stored(found, options) if found is not None else Session._to_store(file, options)
 
 
 class Session:
     """Runs a model. May be used from many threads at once, pickled, and used after fork."""
+
+    model: Model
+    graph: Graph  # as it runs: after the passes
+    settings: Settings
+    inputs: list[Value]
+    overridable: list[Value]
+    outputs: list[Value]
+    metadata: dict[str, str]
+    name: str
+    _executors: dict[frozenset[str], Executor]
 
     def __init__(
         self,
@@ -94,27 +111,106 @@ class Session:
         limits: Limits | Mapping[str, Any] | None = None,
         executor: str = "auto",
     ):
-        if executor not in ("auto", "native", "reference"):
-            raise InputError(f"executor must be 'auto', 'native' or 'reference', not {executor!r}")
-        if threads is not None and not (isinstance(threads, int) and threads >= 1):
-            raise InputError(f"threads must be a number from 1, or None for all CPUs, not {threads!r}")
-        limits = _limits(limits)
+        _check_options(threads, executor)
+        self._begin({"threads": threads, "optimize": optimize, "limits": limits, "executor": executor})
+        self._set_up(model)
+
+    def _begin(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self._closed = False
+        self._stored: stored.Stored | None = None
+        self._keeper: Keeper | None = None
+        self._lock = Lock()
+
+    @classmethod
+    def _from_stored(cls, found: stored.Stored, options: dict[str, Any]) -> Session:
+        """A session that runs what is kept on disk."""
+        session = cls.__new__(cls)
+        session._begin(options)
+        session._stored = found
+        return session
+
+    @classmethod
+    def _to_store(cls, file: stored.ModelFile, options: dict[str, Any]) -> Session:
+        """A session of a model whose plans may be worth keeping."""
+        began = time.monotonic()
+        from minifer.onnx_io import read_data
+
+        model, beside = read_data(memoryview(file.data), file.path or None)
+        session = cls(model, **options)
+        seconds = time.monotonic() - began
+        if file.lasting and session.settings.native:
+            with contextlib.suppress(OSError):
+                from minifer.runtime.storing import Keeper
+
+                session._keeper = Keeper(file, model, beside, seconds)
+        return session
+
+    def _set_up(self, model: Model) -> None:
+        """Everything that needs the graph."""
+        from minifer.passes import optimise
+        from minifer.runtime import kernels_available
+        from minifer.runtime.check import check_supported
+        from minifer.runtime.execute import Settings, limits_of
+
+        limits = limits_of(self._options["limits"])
         if any(node.op == "Gradient" for node in model.graph.nodes):
+            from dataclasses import replace
+
             from minifer.passes.gradient import expand_gradients
 
             model = replace(model, graph=expand_gradients(model.graph))
         check_supported(model.graph)
-        self._options = {"threads": threads, "optimize": optimize, "limits": limits, "executor": executor}
-        self.model = model
+        self._options["limits"] = limits
+        executor = self._options["executor"]
         native = executor == "native" or (executor == "auto" and kernels_available())
-        self.settings = Settings(threads or _cpus(), native, limits)
-        self.graph = optimise(model.graph, limits.max_bytes) if optimize else model.graph
-        self._executors: dict[frozenset[str], Executor] = {}
-        self._closed = False
+        self.settings = Settings(self._options["threads"] or _cpus(), native, limits)
+        self.graph = optimise(model.graph, limits.max_bytes) if self._options["optimize"] else model.graph
+        self._executors = {}
         graph = model.graph
         self.inputs = [Value(n, graph.types.get(n)) for n in graph.inputs if n not in graph.consts]
         self.overridable = [Value(n, graph.types.get(n)) for n in graph.inputs if n in graph.consts]
         self.outputs = [Value(n, graph.types.get(n)) for n in graph.outputs]
+        self.metadata, self.name = dict(model.metadata), graph.name
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        """What a session that runs from disk has not made yet."""
+        found = self.__dict__.get("_stored")
+        if found is None or name not in Session.__annotations__:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        about = found.about
+        if name in ("inputs", "overridable", "outputs"):
+            from minifer.runtime.described import type_of
+
+            values = [Value(n, type_of(kind)) for n, kind in about[name]]
+            return self.__dict__.setdefault(name, values)
+        if name in ("metadata", "name"):
+            return about[name]
+        self._read_in_earnest()
+        return getattr(self, name)
+
+    def _read_in_earnest(self) -> None:
+        """Read the model that has been run from disk so far, and let go of what is kept of it."""
+        from minifer.onnx_io import read_data
+
+        with self._lock:
+            found = self._stored
+            if found is None:
+                return
+            if self._closed:
+                raise MiniferError("the session is closed")
+            found.model.check()
+            began = time.monotonic()
+            model, beside = read_data(memoryview(found.model.data), found.model.path or None)
+            if any(stored.stamp_of(os.stat(path)) != stamp for path, stamp in found.about["files"]):
+                raise ModelError("the files with the model's weights have changed: load the model again")
+            self._set_up(model)
+            with contextlib.suppress(OSError):
+                from minifer.runtime.storing import Keeper
+
+                self._keeper = Keeper(found.model, model, beside, time.monotonic() - began)
+            self._stored = None
 
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Run the model on named inputs; returns the outputs by name (all, or those asked for).
@@ -124,6 +220,15 @@ class Session:
         """
         if self._closed:
             raise MiniferError("the session is closed")
+        found = self._stored
+        if found is not None and isinstance(feeds, Mapping) and not isinstance(outputs, str):
+            results = found.run(feeds)
+            if results is not None:
+                if outputs is None:
+                    return results
+                names = list(results)
+                if all(n in names for n in outputs):
+                    return {n: results[n] for n in outputs}
         if isinstance(outputs, str):
             raise InputError(f"outputs is a list of names: pass [{outputs!r}]")
         unknown = [n for n in outputs or () if n not in self.graph.outputs]
@@ -131,8 +236,20 @@ class Session:
             has = ", ".join(self.graph.outputs)
             raise InputError(f"the model has no output {', '.join(map(repr, unknown))}; it has {has}")
         values = self._checked(feeds)
-        results = dict(zip(self.graph.outputs, self._executor(values).run(values)))
-        return results if outputs is None else {n: results[n] for n in outputs}
+        executor = self._executor(values)
+        made = dict(zip(self.graph.outputs, executor.run(values)))
+        if self._keeper is not None:
+            self._keep_plan(executor, values)
+        return made if outputs is None else {n: made[n] for n in outputs}
+
+    def _keep_plan(self, executor: Executor, values: Mapping[str, Any]) -> None:
+        keeper = self._keeper
+        if keeper is None or any(n in self.graph.consts for n in values):
+            return
+        with self._lock:
+            keeper.after_run(executor, values)
+        if keeper.tries <= 0:
+            self._keeper = None
 
     def __call__(self, *args: Any, **named: Any) -> dict[str, Any]:
         """`session(x, y)` or `session(name=x)`: inputs by position or name."""
@@ -167,10 +284,19 @@ class Session:
         if found is None:
             consts = {n: v for n, v in self.graph.consts.items() if n not in overridden}
             graph = self.graph.with_(consts=consts)
-            found = self._executors[overridden] = Executor(graph, self.settings, specialise=True)
+            from minifer.runtime.execute import Executor
+
+            kind: type[Executor] = Executor
+            if int(os.environ.get("MINIFER_DEBUG") or 0) >= 2:
+                from minifer.runtime.watch import WatchedExecutor
+
+                kind = WatchedExecutor
+            found = self._executors[overridden] = kind(graph, self.settings, specialise=True)
         return found
 
     def _checked(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        from minifer.runtime.check import check_value
+
         if not isinstance(feeds, Mapping):
             raise InputError(f"run takes a dict of input name -> array, not {type(feeds).__name__}")
         values: dict[str, Any] = {}
@@ -190,16 +316,21 @@ class Session:
 
     def save(self, path: str | os.PathLike[str], external_data: bool | None = None) -> None:
         """Write the graph as it runs (after the optimising passes) as an .onnx file."""
+        from dataclasses import replace
+
         from minifer.onnx_io import save_model
 
         save_model(replace(self.model, graph=self.graph), path, external_data=external_data)
 
     def close(self) -> None:
         """Free plans, packed weights and workspaces; the session cannot run any more."""
-        self._closed = True
-        self._executors.clear()
-        self.settings.plans.clear()
-        self.settings.workspaces.clear()
+        with self._lock:
+            self._closed = True
+            self._stored = self._keeper = None
+            if "settings" in self.__dict__:
+                self._executors.clear()
+                self.settings.plans.clear()
+                self.settings.workspaces.clear()
 
     def __enter__(self) -> Session:
         return self
@@ -213,131 +344,23 @@ class Session:
         return _restore, (write_model(self.model), self._options)
 
     def __repr__(self) -> str:
-        return f"<minifer.Session {self.model.graph.name!r}: {self._expected()}>"
+        return f"<minifer.Session {self.name!r}: {self._expected()}>"
 
 
 def _restore(data: bytes, options: dict[str, Any]) -> Session:
+    from minifer.onnx_io import read_model
+
     return Session(read_model(data), **options)
 
 
-def _limits(given: Limits | Mapping[str, Any] | None) -> Limits:
-    if isinstance(given, Limits):
-        return given
-    known = {f.name for f in fields(Limits)}
-    if not isinstance(given, Mapping | None) or (given and set(given) - known):
-        raise InputError(f"limits must be a dict with the keys {', '.join(sorted(known))}, not {given!r}")
-    return Limits(**(given or {}))
+def _check_options(threads: int | None, executor: str) -> None:
+    if executor not in ("auto", "native", "reference"):
+        raise InputError(f"executor must be 'auto', 'native' or 'reference', not {executor!r}")
+    if threads is not None and not (isinstance(threads, int) and threads >= 1):
+        raise InputError(f"threads must be a number from 1, or None for all CPUs, not {threads!r}")
 
 
 def _cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def check_supported(graph: Graph) -> None:
-    """Raise UnsupportedError that lists every operator minifer lacks, with counts and the first node of each;
-    ModelError for a node that does not fit its operator (number of inputs, attributes)."""
-    missing: Counter[tuple[str, str, int]] = Counter()
-    first: dict[tuple[str, str, int], str] = {}
-    found: list[tuple[registry.Op, Node]] = []
-
-    def visit(g: Graph) -> None:
-        for node in g.nodes:
-            op = registry.select(node)
-            if op is not None:
-                found.append((op, node))
-            else:
-                key = (node.domain, node.op, node.version)
-                missing[key] += 1
-                first.setdefault(key, node.name or next(filter(None, node.outputs), "?"))
-            for sub in node.subgraphs:
-                visit(sub)
-
-    visit(graph)
-    if missing:
-        lines = [
-            f"  {domain + '::' if domain else ''}{op} (opset {version}): {count} node{'s' if count > 1 else ''}, "
-            f"first '{first[domain, op, version]}'"
-            for (domain, op, version), count in sorted(missing.items())
-        ]
-        raise UnsupportedError(
-            "the model uses operators that minifer does not have:\n" + "\n".join(lines)
-            + "\nRegister them with minifer.register(minifer.Op(...)), or export the model without them."
-        )  # fmt: skip
-    for op, node in found:
-        op.check(node)
-
-
-def check_value(value: Any, name: str, kind: Type | None) -> Any:
-    """`value` as the engine holds it, checked against a declared type; InputError where it does not fit."""
-    if isinstance(kind, OptionalType):
-        return None if value is None else check_value(value, name, kind.element)
-    if isinstance(kind, SequenceType):
-        if not isinstance(value, list | tuple):
-            raise InputError(f"input '{name}' is a sequence: pass a list, not {type(value).__name__}")
-        return [check_value(v, f"{name}[{i}]", kind.element) for i, v in enumerate(value)]
-    if isinstance(kind, MapType):
-        if not isinstance(value, dict):
-            raise InputError(f"input '{name}' is a map: pass a dict, not {type(value).__name__}")
-        return _onnx_value(value, name)
-    if isinstance(kind, SparseTensorType):
-        if not isinstance(value, SparseTensor):
-            raise InputError(f"input '{name}' is sparse: pass a minifer.ir.SparseTensor, not {type(value).__name__}")
-        return value
-    if value is None:
-        if kind is None:
-            return None
-        raise InputError(f"input '{name}' is None, expected {kind}")
-    if kind is None and isinstance(value, list | dict):
-        return _onnx_value(value, name)
-    try:
-        array = np.asarray(value)
-    except Exception as error:  # ragged lists, and whatever an object's __array__ raises
-        wanted = f"; the model expects {kind}" if kind is not None else ""
-        raise InputError(f"input '{name}' cannot be made an array: {error}{wanted}") from error
-    if array.dtype == object and (kind is None or kind.dtype != "string"):
-        odd = next((type(v).__name__ for v in array.reshape(-1).tolist() if not isinstance(v, str | bytes)), "")
-        if odd:
-            wanted = f", the model expects {kind}" if kind is not None else ""
-            raise InputError(f"input '{name}' is an array of Python objects ({odd}){wanted}; pass numbers or strings")
-    if array.dtype.kind in "OUST" or (kind is not None and kind.dtype == "string"):
-        array = _strings(array, name)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    try:
-        dtype = dtypes.from_numpy(array.dtype)
-    except UnsupportedError as error:
-        raise InputError(f"input '{name}': {error}") from error
-    if kind is None:
-        return array
-    if dtype != kind.dtype:
-        raise InputError(
-            f"input '{name}' has dtype {dtype}, the model expects {kind}; convert it with .astype({kind.dtype!r})"
-        )
-    if kind.shape is not None:
-        fits = len(kind.shape) == array.ndim and all(
-            not isinstance(want, int) or want == got for want, got in zip(kind.shape, array.shape)
-        )
-        if not fits:
-            raise InputError(f"input '{name}' has shape {list(array.shape)}, the model expects {kind}")
-    return array
-
-
-def _onnx_value(value: Any, name: str) -> Any:
-    try:
-        type_of_value(value)
-    except (TypeError, MiniferError) as error:
-        raise InputError(f"input '{name}' holds what ONNX has no type for: {error}") from error
-    return value
-
-
-def _strings(array: np.ndarray, name: str) -> np.ndarray:
-    def text(v: Any) -> str:
-        if isinstance(v, bytes):
-            return v.decode("utf-8", "replace")
-        if isinstance(v, str):
-            return v
-        raise InputError(f"input '{name}' must hold strings, found {type(v).__name__}")
-
-    return np.array([text(v) for v in array.reshape(-1).tolist()], object).reshape(array.shape)

@@ -21,7 +21,7 @@ def write_swish_model(path):
     save_model(Model(graph, {"my.domain": 1}, 10), path)
 
 
-@pytest.mark.parametrize("name", ["docs/tour.md", "docs/kernels.md", "docs/custom-operators.md"])
+@pytest.mark.parametrize("name", ["docs/tour.md", "docs/kernels.md", "docs/custom-operators.md", "docs/performance.md"])
 def test_blocks_run(name, tmp_path, monkeypatch):
     """All blocks of a document, in order and in one namespace; line numbers in errors are those of the document."""
     monkeypatch.chdir(tmp_path)

@@ -47,6 +47,8 @@ OUTSIDE = {
     "onnx": ("minifer.backend", "minifer.models.make_efficientnet", "minifer.models.export_nets"),
     "torch": ("minifer.models.export_nets",),  # that script has an environment of its own
     "transformers": ("minifer.models.export_nets",),
+    "onnxruntime": (),
+    "matplotlib": (),
     "PIL": (),
     "ml_dtypes": (),
 }

@@ -14,6 +14,8 @@ from minifer.kernels.target import Target
 
 #: helpers whose unoptimised text is longer than this are inlined only where LLVM finds it worth while
 _INLINE_LINES = 1500
+#: helpers whose names begin so stay functions of their own: the registers of the caller's loops are none of theirs
+APART = "apart_"
 
 
 def initialise() -> None:
@@ -63,7 +65,9 @@ def optimise(text: str, exports: Iterable[str], target: Target, machine, triple:
         if function.is_declaration or function.name in keep:
             continue
         function.linkage = "internal"
-        if not function.name.startswith("minifer.copy") and _lines(function) <= _INLINE_LINES:
+        if APART in function.name:
+            function.add_function_attribute("noinline")
+        elif not function.name.startswith("minifer.copy") and _lines(function) <= _INLINE_LINES:
             function.add_function_attribute("alwaysinline")
     for variable in module.global_variables:
         if not variable.is_declaration:

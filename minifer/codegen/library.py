@@ -27,6 +27,7 @@ ENTRY = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctype
 
 _lock = Lock()
 _loaded: dict[Unit, Any] = {}
+_paths: dict[Unit, str] = {}  # of what is loaded
 _addresses: dict[str, int] = {}
 _failed: dict[Unit, str] = {}
 
@@ -88,7 +89,13 @@ def _try_load(unit: Unit, target: Target) -> bool:
         _loaded[unit] = load_shared(path) if SUFFIX == ".so" else load_object(path)
     except OSError as problem:
         raise KernelError(f"cannot load the kernel library {path}: {problem}") from problem
+    _paths[unit] = path
     return True
+
+
+def loaded_path(unit: Unit) -> str | None:
+    """The file that a loaded unit came from."""
+    return _paths.get(unit)
 
 
 def load_shared(path: str):

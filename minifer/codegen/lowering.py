@@ -313,13 +313,18 @@ def store_part(context, builder, pointer, value, n, kind: VectorType):
         builder.store(value, slot)
         builder.call(function, [pointer, builder.bitcast(slot, pointer.type), n])
         return
-    mask = _mask_below(builder, n, kind)
-    wide = builder.bitcast(pointer, shape.as_pointer())
-    name = f"llvm.masked.store.{mangled(shape)}.p0"
-    function = builder.module.globals.get(name) or ir.Function(
-        builder.module, ir.FunctionType(ir.VoidType(), [shape, shape.as_pointer(), I32, mask.type]), name
-    )
-    builder.call(function, [value, wide, I32(kind.element.bitwidth // 8), mask])
+    # A masked store costs many times a plain one on some machines, and most parts are whole.
+    with builder.if_else(builder.icmp_signed(">=", n, I64(kind.lanes)), likely=True) as (full, rest):
+        with full:
+            store_vector(builder, pointer, I64(0), value, kind)
+        with rest:
+            mask = _mask_below(builder, n, kind)
+            wide = builder.bitcast(pointer, shape.as_pointer())
+            name = f"llvm.masked.store.{mangled(shape)}.p0"
+            function = builder.module.globals.get(name) or ir.Function(
+                builder.module, ir.FunctionType(ir.VoidType(), [shape, shape.as_pointer(), I32, mask.type]), name
+            )
+            builder.call(function, [value, wide, I32(kind.element.bitwidth // 8), mask])
 
 
 def _entry_alloca(builder, shape):

@@ -17,6 +17,7 @@ from hashlib import sha256
 from typing import TypeAlias
 
 import minifer.kernels as kernels
+from minifer.codegen.folders import user_cache
 from minifer.kernels import spec as registry
 from minifer.kernels.target import Target
 
@@ -144,19 +145,6 @@ def numba_version() -> str:
 
 #: libraries that came with the package
 PREBUILT = os.path.join(os.path.dirname(str(kernels.__file__)), "prebuilt")
-
-
-def user_cache() -> str:
-    """The user's cache directory for minifer, as the system has it; MINIFER_CACHE_DIR overrides it."""
-    if override := os.environ.get("MINIFER_CACHE_DIR"):
-        return override
-    if sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
-    elif sys.platform == "darwin":
-        root = os.path.expanduser("~/Library/Caches")
-    else:
-        root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(root, "minifer")
 
 
 _temporary = ""

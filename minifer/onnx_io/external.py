@@ -51,6 +51,10 @@ class ExternalFiles:
             # either side of it.
             self._roots = {Path(os.path.realpath(self._folder)), Path(os.path.realpath(path)).parent}
 
+    def paths(self) -> list[str]:
+        """The files that were read."""
+        return [str(self._resolve(location, "the model")) for location in self._maps]
+
     def read(self, entries: Mapping[str, str], size: int, who: str) -> memoryview:
         """The `size` bytes that `external_data` entries (location, offset, length) point at."""
         location = entries.get("location", "")

@@ -44,12 +44,17 @@ def read_model(source: Any) -> Model:
     Constants are read-only arrays, mostly views into the file, and not always aligned. ModelError where the source
     is no valid model, UnsupportedError where it uses what minifer cannot hold.
     """
-    data, path = open_source(source)
+    return read_data(*open_source(source))[0]
+
+
+def read_data(data: memoryview, path: str | None) -> tuple[Model, list[str]]:
+    """The model in `data`, and the paths of the files beside `path` that hold some of its weights."""
     if not len(data):
         raise ModelError("not an ONNX file: it is empty")
     with _collector_paused():  # many objects are made and none dies: half of the time would go into looking for some
         try:
-            return _read(data, path)
+            files = ExternalFiles(path)
+            return _read(data, files), files.paths()
         except MemoryError:
             raise UnsupportedError("the model does not fit into memory") from None
 
@@ -65,7 +70,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _read(data: memoryview, path: str | None) -> Model:
+def _read(data: memoryview, files: ExternalFiles) -> Model:
     try:
         proto = decode(MESSAGES["ModelProto"], data)
     except ModelError as error:
@@ -73,7 +78,7 @@ def _read(data: memoryview, path: str | None) -> Model:
     if proto.graph is None or proto.ir_version <= 0:
         lacks = "graph" if proto.graph is None else "ir_version"
         raise ModelError(f"not an ONNX file: {guess_format(data) or f'it has no {lacks}'}")
-    return _Reader(proto, ExternalFiles(path)).model()
+    return _Reader(proto, files).model()
 
 
 class _Scope:

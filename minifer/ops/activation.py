@@ -248,7 +248,7 @@ _LOWER = {
     ("HardSigmoid", 1): lower_activation(
         activation.HARD_SIGMOID, first=("alpha", 0.20000000298023224), second=("beta", 0.5)
     ),
-    ("HardSwish", 14): lower_activation(activation.HARD_SWISH),
+    ("HardSwish", 14): lower_activation(activation.HARD_SWISH, first=("", 1.0)),
     ("LeakyRelu", 1): lower_activation(activation.LEAKY, first=("alpha", 0.009999999776482582)),
     ("Elu", 1): lower_activation(activation.ELU, first=("alpha", 1.0)),
     ("Celu", 12): lower_unary("celu", first=("alpha", 1.0)),

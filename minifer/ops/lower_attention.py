@@ -73,6 +73,7 @@ class Rules:
     bias: Bias | None = None
     extra: Bias | None = None
     sink: Any = None
+    hidden_zero: bool = True  # a query that sees no key gives 0, else NaN
 
 
 def attend(low: Any, batch: int, q: Heads, k: Heads, v: Heads, y: Heads, spans: Any, rules: Rules) -> None:
@@ -80,7 +81,7 @@ def attend(low: Any, batch: int, q: Heads, k: Heads, v: Heads, y: Heads, spans: 
     g = attention.geometry(
         batch, q.count, k.count, q.rows, k.rows, q.size, v.size, q=q.where, k=k.where, v=v.where, y=y.where,
         bias=rules.bias and rules.bias[1], extra=rules.extra and rules.extra[1], sink=rules.sink is not None,
-        left=rules.left, right=rules.right,
+        left=rules.left, right=rules.right, hidden_zero=rules.hidden_zero,
     )  # fmt: skip
     few = q.rows <= FEW_QUERIES
     if few:

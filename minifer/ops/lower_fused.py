@@ -17,7 +17,7 @@ _CODES: dict[str, tuple[int, tuple[float, ...], tuple[float, ...]]] = {
     "Sigmoid": (activation.SIGMOID, (0.0, 0.0), ()),
     "Tanh": (activation.TANH, (0.0, 0.0), ()),
     "Softplus": (activation.SOFTPLUS, (0.0, 0.0), ()),
-    "HardSwish": (activation.HARD_SWISH, (0.0, 0.0), ()),
+    "HardSwish": (activation.HARD_SWISH, (1.0, 0.0), ()),
     "LeakyRelu": (activation.LEAKY, (), (0.01, 0.0)),
     "Elu": (activation.ELU, (), (1.0, 0.0)),
     "HardSigmoid": (activation.HARD_SIGMOID, (), (0.2, 0.5)),

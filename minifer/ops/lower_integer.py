@@ -16,6 +16,7 @@ from minifer.errors import ShapeError
 from minifer.kernels import depthwise_int8, integer, quantize
 from minifer.kernels.simd import NR
 from minifer.ops.lower_conv import FEW_CHANNELS, three
+from minifer.ops.lower_qproduct import float_product, quantised_conv, quantised_product, symmetric
 from minifer.ops.lower_quantize import quantized_over_range
 from minifer.ops.registry import CHANNELS_LAST, PLAIN, Declined
 from minifer.ops.window import Window, slide
@@ -226,6 +227,9 @@ def lower_qlinear_matmul(low: Any) -> Declined | None:
     found = scales(low, 1, 4, 6, shape.n)
     if found is None:
         return Declined("a scale that is neither one number nor one per column")
+    if len(shape.pairs) == 1 and count(low.shape(3)) == shape.k * shape.n:
+        if quantised_product(low, shape.m, shape.n, shape.k, False, None, 6):
+            return None
     rights = packed_matrices(low, 3, shape.k, shape.n)
     left, zeros = _left(low, 0, 2, shape), zeros_of_columns(low, 3, 5, shape.n)
     multiply(low, shape, left, rights, zeros, low.output(0), Finish(None, *found, low.input(7)))
@@ -240,6 +244,11 @@ def lower_matmul_integer_to_float(low: Any) -> Declined | None:
         return bad if unfit is None else unfit
     if low.out_type().dtype != "float32" or (low.has(4) and count(low.shape(4)) != 1):
         return Declined("no kernel for this element type, or for zero points of columns of the left side")
+    if len(shape.pairs) == 1 and symmetric(low, 1, 5) and count(low.shape(2)) == 1:
+        zero = low.input(4) if low.has(4) else low.const(np.zeros(1, low.dtype(0)))
+        sign, x = flip(low.dtype(0)), low.input(0)
+        if float_product(low, shape.m, shape.n, shape.k, 1, x, zero, sign, low.input(2), 3, 6):
+            return None
     found = scales(low, 2, 3, None, shape.n)
     if found is None:
         return Declined("a scale that is neither one number nor one per column")
@@ -269,6 +278,9 @@ def lower_dynamic_quantize_matmul(low: Any) -> Declined | None:
     q = low.scratch(x.size, "uint8")
     scale, zero = low.scratch(4, "float32"), low.scratch(1, "uint8")
     quantized_over_range(low, x, q, scale, zero, flat=1)
+    if len(shape.pairs) == 1 and symmetric(low, 1, 3):
+        if float_product(low, shape.m, n, shape.k, 1, q, zero, 0, scale, 2, 4):
+            return None
     found = scales(low, scale, 2, None, n)
     assert found is not None
     left = widened(low, q, zero, x.size // shape.k, shape.k, (shape.k, 1), "uint8", False)
@@ -298,6 +310,9 @@ def lower_qgemm(low: Any) -> Declined | None:
     found = scales(low, 1, 4, 7 if quantised else None, n, low.attr("alpha", 1.0))
     if found is None:
         return Declined("a scale that is neither one number nor one per column")
+    if quantised and not flip_a:
+        if quantised_product(low, m, n, k, bool(flip_b), 6, 7, low.attr("alpha", 1.0)):
+            return None
     strides = (1, m) if flip_a else (k, 1)
     left = widened(low, low.input(0), zero_of(low, 2), m, k, strides, low.dtype(0), False)
     rights = packed_matrices(low, 3, k, n, bool(flip_b))
@@ -368,8 +383,16 @@ def _conv(low: Any, x: int, w: int, x_zero: int, w_zero: int, end: Finish | None
     groups = low.attr("group", 1)
     if groups == x_shape[1] == filters and groups > 1:
         _depthwise(low, x, w, x_zero, w_zero, window, end or Finish())
-    else:
-        _implicit_gemm(low, x, w, x_zero, w_zero, window, groups, end or Finish())
+        return None
+    if end is not None:
+        begin = three([b for b, _ in window.pads], 0)
+        spatial = (
+            three(x_shape[2:], 1), three(window.out, 1), three(window.kernel, 1), three(window.strides, 1), begin,
+            three(window.dilations, 1),
+        )  # fmt: skip
+        if quantised_conv(low, spatial, groups):
+            return None
+    _implicit_gemm(low, x, w, x_zero, w_zero, window, groups, end or Finish())
     return None
 
 

@@ -6,6 +6,7 @@ only the run knows (attention) goes to the batched kernel, which packs panels as
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from minifer.kernels.matmul import matmul
 from minifer.kernels.simd import NR
 from minifer.ops.lower_fused import gemm_tail
 from minifer.ops.registry import Declined
+
+#: what follows a product: (bias slot, residual slot), (code, first, second, has_bias, has_residual)
+Tail = tuple[tuple[Any, Any], tuple[Any, ...]]
 
 
 def lower_matmul(low: Any) -> Declined | None:
@@ -26,9 +30,8 @@ def lower_matmul(low: Any) -> Declined | None:
     b_shape = (*b_shape, 1) if len(b_shape) == 1 else b_shape
     m, k, n = a_shape[-2], a_shape[-1], b_shape[-1]
     if low.value(1) is not None and all(d == 1 for d in b_shape[:-2]):
-        weight = low.pack(1, ("gemm", int(NR)), lambda b: gemm.pack(np.asarray(b).reshape(k, n)))
         rows = int(np.prod(a_shape[:-1], dtype=np.int64))
-        product(low, low.input(0), weight, rows, n, k, None)
+        product(low, low.input(0), (), lambda b: np.asarray(b).reshape(k, n), rows, n, k, None)
         return None
     batch = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
     offsets = np.stack([_offsets(a_shape, batch), _offsets(b_shape, batch)], axis=1)
@@ -49,8 +52,25 @@ def _offsets(shape: tuple[int, ...], batch: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(starts, batch).reshape(-1)
 
 
-def product(low: Any, a: Any, weight: Any, m: int, n: int, k: int, bias: np.ndarray | None) -> None:
-    """Output 0 = A (m, k) times a packed weight, with what follows it; bias: (n,) or None."""
+Matrix = Callable[[np.ndarray], np.ndarray]
+
+
+def dense(low: Any, a: Any, key: tuple[Any, ...], matrix: Matrix, c: Any, sizes: Sequence[int], tail: Tail) -> None:
+    """c = A (m, k) times constant input 1; `matrix` makes B (k, n) from that input, `key` names how.
+
+    sizes: m, n, k. tail: (bias slot, residual slot), (code, first, second, has_bias, has_residual).
+    """
+    m, n, k = sizes
+    (bias, residual), (code, first, second, has_bias, has_residual) = tail
+    numbers = (m, n, k, k, n, has_bias, has_residual, code, first, second)
+    weight = low.pack(1, ("gemm", int(NR), *key), lambda b: gemm.pack(matrix(b)))
+    low.call(gemm.gemm, a, weight, c, bias, residual, *numbers)
+
+
+def product(
+    low: Any, a: Any, key: tuple[Any, ...], matrix: Matrix, m: int, n: int, k: int, bias: np.ndarray | None
+) -> None:
+    """Output 0 = A (m, k) times constant input 1 (see dense), with what follows it; bias: (n,) or None."""
     rank = len(low.out_shape())
     columns_last = rank > 0 and low.out_shape()[-1] == n and len(low.shape(1)) > 1
     tail = gemm_tail(low) or (low.epilogue(rank - 1) if columns_last else low.epilogue(None))
@@ -60,8 +80,8 @@ def product(low: Any, a: Any, weight: Any, m: int, n: int, k: int, bias: np.ndar
     residual = tail.residual_slot(low, "plain")
     c = low.output(0)
     flags = (int(offset is not None), int(residual is not None))
-    numbers = (m, n, k, k, n, *flags, tail.code, tail.first, tail.second)
-    low.call(gemm.gemm, a, weight, c, offset, residual, *numbers)
+    ends = (tail.code, tail.first, tail.second, *flags)
+    dense(low, a, key, matrix, c, (m, n, k), ((offset, residual), ends))
 
 
 def lower_gemm(low: Any) -> Declined | None:
@@ -81,11 +101,11 @@ def lower_gemm(low: Any) -> Declined | None:
     row = None if c is None else _row(c, n, beta)
     if low.value(1) is not None and (row is not None or not low.has(2) or beta == 0):
 
-        def pack(b: np.ndarray) -> np.ndarray:
+        def matrix(b: np.ndarray) -> np.ndarray:
             b = b.T if flip_b else b
-            return gemm.pack(b * np.float32(alpha) if alpha != 1 else b)
+            return b * np.float32(alpha) if alpha != 1 else b
 
-        product(low, a, low.pack(1, ("gemm", int(NR), alpha, flip_b), pack), m, n, k, row)
+        product(low, a, (alpha, flip_b), matrix, m, n, k, row)
         return None
     b = low.input(1)
     addend, add_row, add_column = None, 0, 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minifer.kernels import activation, gemm, move, unary
+from minifer.kernels import activation, move, unary
 from minifer.kernels.binary import BINARY
 from minifer.kernels.elementwise import broadcast_table
 from minifer.kernels.matmul import matmul
@@ -96,12 +96,12 @@ def lower_fused_matmul(low: Any) -> Declined | None:
     if low.value(1) is not None and len(low.shape(1)) == 2 and plain:
         flip = low.attr("transB", 0)
 
-        def pack(b: np.ndarray) -> np.ndarray:
+        def matrix(b: np.ndarray) -> np.ndarray:
             b = b.T if flip else b
-            return gemm.pack(b * np.float32(alpha) if alpha != 1 else b)
+            return b * np.float32(alpha) if alpha != 1 else b
 
         rows = m * int(np.prod(batch, dtype=np.int64))
-        product(low, a, low.pack(1, ("gemm", int(NR), alpha, flip), pack), rows, n, k, None)
+        product(low, a, (alpha, flip), matrix, rows, n, k, None)
         return None
     offsets = np.stack([_starts(s[:-2], t[:-2], batch) for s, t in ((a_shape, a_strides), (b_shape, b_strides))], 1)
     b, c = low.input(1), low.output(0)

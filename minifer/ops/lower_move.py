@@ -189,8 +189,13 @@ def copy_whole(low: Any, source: Any, target: Any) -> None:
 
 
 def reshape(low: Any) -> None:
-    """Output 0 is input 0 under another shape, elements in row-major order."""
-    low.alias(low.input(0))
+    """Output 0 is input 0 under another shape, elements in row-major order.
+
+    What lies with its channels last stays so where batch and channels keep their axes: space alone is cut anew.
+    """
+    given, made = low.shape(0), low.out_shape()
+    kept = len(given) > 2 and len(made) > 2 and given[:2] == made[:2]
+    low.alias(low.input(0, resting(low, 0) if kept else PLAIN))
 
 
 def identity(low: Any) -> Declined | None:

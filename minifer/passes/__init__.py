@@ -14,23 +14,43 @@ from collections.abc import Callable
 from minifer.errors import MiniferError
 from minifer.ir import Graph
 from minifer.passes.activations import hard_swish
+from minifer.passes.attention import attention
 from minifer.passes.clean import merge_equal, remove_dead, remove_identity
 from minifer.passes.fold import fold_constants
+from minifer.passes.gelu import gates
+from minifer.passes.layer_norm import layer_norm
+from minifer.passes.linear import fold_columns, gemm_rows, split_columns
+from minifer.passes.match import Types
+from minifer.passes.movement import activations_first, fold_shapes, remove_reshapes, residuals_first
+from minifer.passes.pointwise import resize_last
+from minifer.passes.qdq import dynamic_products, integer_operators
 from minifer.passes.scale import fold_scale
 
-Pass = Callable[[Graph], Graph]
+Pass = Callable[..., Graph]
 
-PASSES: tuple[Pass, ...] = (fold_constants, remove_identity, merge_equal, hard_swish, fold_scale, remove_dead)
+#: passes that also take what is known of types
+TYPED: tuple[Pass, ...] = (
+    fold_shapes, dynamic_products, remove_reshapes, gemm_rows, split_columns, fold_columns, gates, layer_norm,
+    attention, resize_last, residuals_first, activations_first,
+)  # fmt: skip
+PASSES: tuple[Pass, ...] = (
+    integer_operators, fold_constants, remove_identity, merge_equal, hard_swish, fold_scale, *TYPED, remove_dead,
+)  # fmt: skip
 
 
 def optimise(graph: Graph, max_bytes: int | None = None) -> Graph:
     """Run all passes. `max_bytes` bounds what constant folding may make."""
     debug = int(os.environ.get("MINIFER_DEBUG", "0"))
     stop = int(os.environ.get("MINIFER_STOP", len(PASSES)))
+    types: Types | None = None
     for step in PASSES[:stop]:
         start, before = time.perf_counter(), len(graph.nodes)
         try:
-            graph = fold_constants(graph, max_bytes) if step is fold_constants else step(graph)
+            if step in TYPED:
+                types = types or Types(graph)
+                graph = step(graph, types)
+            else:
+                graph = fold_constants(graph, max_bytes) if step is fold_constants else step(graph)
             graph.check()
         except MiniferError as error:
             raise MiniferError(f"the pass {step.__name__} broke the graph: {error}") from error

@@ -265,7 +265,7 @@ class ImageClassifier:
         self.session = source if isinstance(source, Session) else load(source, threads=threads)
         self.labels = None if labels is None else list(labels)
         self._channels_first, side = _image_input(self.session)
-        chosen = preprocessing or self.session.model.metadata.get("preprocessing") or "imagenet"
+        chosen = preprocessing or self.session.metadata.get("preprocessing") or "imagenet"
         if not isinstance(chosen, Preprocessing):
             if chosen not in PREPROCESSINGS:
                 raise InputError(f"no preprocessing is called '{chosen}'; there is {', '.join(PREPROCESSINGS)}")

@@ -47,8 +47,13 @@ def take_epilogue(low: Lowering, channel_axis: int | None, residual: bool = True
     `channel_axis` is the axis (of the ONNX shape) that a bias runs along; None: no bias is taken.
     """
     found = Epilogue()
-    while not found.active:
+    while not found.active or found.code == activation.HARD_SWISH:
         follower = low.follower()
+        if found.active:
+            if follower is None or not _scale(low, follower[1], found):
+                return found
+            low.absorb(follower[0])
+            continue
         if follower is None:
             gate = _silu(low)
             if gate is not None:
@@ -110,7 +115,7 @@ def _activation(low: Lowering, node: Node, found: Epilogue) -> bool:
         "Sigmoid": (activation.SIGMOID, 0.0, 0.0),
         "Tanh": (activation.TANH, 0.0, 0.0),
         "HardSigmoid": (activation.HARD_SIGMOID, attrs.get("alpha", 0.2), attrs.get("beta", 0.5)),
-        "HardSwish": (activation.HARD_SWISH, 0.0, 0.0),
+        "HardSwish": (activation.HARD_SWISH, 1.0, 0.0),
         "Elu": (activation.ELU, attrs.get("alpha", 1.0), 0.0),
         "Gelu": (activation.GELU_TANH if attrs.get("approximate") == "tanh" else activation.GELU, 0.0, 0.0),
     }
@@ -136,6 +141,22 @@ def _clip_bounds(low: Lowering, node: Node) -> tuple[float, float] | None:
         else:
             return None
     return bounds[0], bounds[1]
+
+
+def _scale(low: Lowering, node: Node, found: Epilogue) -> bool:
+    """Take a product with, or the sum with, one known number into the parameters of HARD_SWISH."""
+    if node.op not in ("Mul", "Add") or node.domain or node.version < 7:
+        return False
+    name = low.outputs[0]
+    value = low.planner.known.get(node.inputs[1] if node.inputs[0] == name else node.inputs[0])
+    if value is None or value.dtype != np.float32 or value.size != 1 or value.ndim > len(low.out_type().dims):
+        return False
+    number = float(value.reshape(-1)[0])
+    if node.op == "Mul":
+        found.first, found.second = found.first * number, found.second * number
+    else:
+        found.second += number
+    return True
 
 
 def _silu(low: Lowering) -> tuple[int, int] | None:

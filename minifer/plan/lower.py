@@ -23,6 +23,7 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import MiniferError, ShapeError
 from minifer.ir import Graph, Node, TensorType, Type, type_of_value
+from minifer.onnx_io.pages import release
 from minifer.ops import registry
 from minifer.ops.registry import CHANNELS_LAST, PLAIN, Call, Context, Declined, Op
 from minifer.passes.inline import inline_branch
@@ -113,6 +114,7 @@ class Planner:
             return self.const(make())
         if (name, key) not in table:
             table[name, key] = np.ascontiguousarray(make())
+            release(self.known.get(name))
         return self.const(table[name, key])
 
     # -- values -------------------------------------------------------------------------------------------
@@ -137,7 +139,8 @@ class Planner:
         """A constant kept alive by the plan."""
         array = np.asarray(array, order="C")
         if not array.flags.aligned:  # a view into the model's file
-            array = array.copy()
+            array, view = array.copy(), array
+            release(view)
         self.consts.append(array)
         return Slot(Buffer("const", array.nbytes, array), dtypes.from_numpy(array.dtype), array.shape)
 
@@ -305,7 +308,7 @@ class Planner:
         return (listed + [None] * count)[:count]  # type: ignore[return-value]
 
     def _infer_graph(self, graph: Graph, types: Sequence[Type | None]) -> list[Type | None]:
-        from minifer.plan.types import infer_graph
+        from minifer.passes.types import infer_graph
 
         return infer_graph(graph, types, self.types, self.known, self.inferred)
 
@@ -439,6 +442,11 @@ class Lowering:
         self.outputs = list(node.outputs)
         self.written: dict[str, dict[str, Slot]] = {}
         self.absorbed: set[int] = set()
+
+    def note(self, why: str) -> None:
+        """Say which kernel was chosen and why: shown by MINIFER_DEBUG=2."""
+        if int(os.environ.get("MINIFER_DEBUG") or 0) >= 2:
+            print(f"{self.node.label}: {why}", file=sys.stderr)
 
     # what the node says
     def has(self, i: int) -> bool:

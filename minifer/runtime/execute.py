@@ -13,7 +13,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,10 @@ from minifer.plan.lower import Packed, Planner, Scope
 from minifer.plan.plan import ARENA, Plan, PythonStep, Slot
 from minifer.runtime.kept import Kept
 from minifer.runtime.records import Table, build_tables, ensure_kernels
+from minifer.runtime.workspaces import Workspaces
 
 PLANS_KEPT = 64  # plans per graph and per stage
 VALUES_KEPT = 4  # values of a scalar integer input that get plans of their own
-WORKSPACES_KEPT = 4
 
 #: what a kernel's status means
 STATUS = {
@@ -54,6 +54,16 @@ class Limits:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value >= 0):
                 raise InputError(f"the limit {name} must be a number from 0, or None for no limit, not {value!r}")
+
+
+def limits_of(given: Limits | Mapping[str, Any] | None) -> Limits:
+    """Limits from a Limits, a dict of its fields, or None; InputError for anything else."""
+    if isinstance(given, Limits):
+        return given
+    known = {f.name for f in fields(Limits)}
+    if not isinstance(given, Mapping | None) or (given and set(given) - known):
+        raise InputError(f"limits must be a dict with the keys {', '.join(sorted(known))}, not {given!r}")
+    return Limits(**(given or {}))
 
 
 class Clock:
@@ -81,45 +91,10 @@ class Settings:
     threads: int = 1
     native: bool = True
     limits: Limits = field(default_factory=Limits)
-    workspaces: Workspaces = field(default_factory=lambda: Workspaces())
+    workspaces: Workspaces = field(default_factory=Workspaces)
     plans: Kept = field(default_factory=Kept)
     trace: Any = None  # called with (node, kernel or None, seconds, outputs) after each step, where set
     on_step: Any = None  # called with (step, start, end) after each step, where set; times of perf_counter
-
-
-class Workspaces:
-    """Arenas, reused between runs. Two runs at once get two."""
-
-    def __init__(self) -> None:
-        self._free: list[np.ndarray] = []
-        self._lock = Lock()
-
-    def take(self, nbytes: int) -> np.ndarray:
-        """A 64-byte aligned block of at least `nbytes` bytes."""
-        with self._lock:
-            fitting = [w for w in self._free if w.nbytes >= nbytes]
-            if fitting:
-                best = min(fitting, key=lambda w: w.nbytes)
-                self._free = [w for w in self._free if w is not best]
-                return best
-        try:
-            raw = np.empty(nbytes + 64, np.uint8)
-        except MemoryError:
-            raise LimitError(f"a run needs {nbytes:,} bytes of workspace, which this machine cannot give") from None
-        start = -raw.ctypes.data % 64
-        return raw[start : start + nbytes]
-
-    def give(self, block: np.ndarray) -> None:
-        """Return a block; the smallest beyond a few are freed."""
-        with self._lock:
-            self._free.append(block)
-            if len(self._free) > WORKSPACES_KEPT:
-                self._free = sorted(self._free, key=lambda w: w.nbytes)[-WORKSPACES_KEPT:]
-
-    def clear(self) -> None:
-        """Free all."""
-        with self._lock:
-            self._free.clear()
 
 
 class WrongType(Exception):
@@ -176,13 +151,14 @@ class Executor:
         self._known_types: dict[str, Type] | None = None
         self._clock = Clock(None)  # of the run that is planning now
         self.stages: OrderedDict[Any, Stage] = OrderedDict()
+        self.planning_seconds = 0.0  # so far
         self._lock = Lock()
 
     # -- planning -----------------------------------------------------------------------------------------
 
     def stage_for(self, feeds: Mapping[str, Any], clock: Clock | None = None) -> Stage:
         """The first stage for these inputs (and captured values)."""
-        fixed = self._fixed(feeds) if self._values is not None else {}
+        fixed = self.fixed_inputs(feeds)
         key = tuple((n, fixed[n].tobytes() if n in fixed else None, key_of(v)) for n, v in feeds.items())
         found = _kept(self.stages, key)
         if found is not None:
@@ -195,10 +171,11 @@ class Executor:
             known = {n: v.copy() for n, v in fixed.items()}
             return self._keep(self.stages, key, self._make(0, types, known, clock))
 
-    def _fixed(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def fixed_inputs(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The inputs whose values the plan may take for granted: scalars, which choose a mode. A token is no scalar."""
-        assert self._values is not None
-        found = {}
+        found: dict[str, np.ndarray] = {}
+        if self._values is None:
+            return found
         for name, value in feeds.items():
             if isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "iub":
                 seen = self._values.setdefault(name, set())
@@ -232,7 +209,9 @@ class Executor:
         self._clock = clock or Clock(self.settings.limits.max_seconds)
         if self._known_types is None:
             self._known_types = {n: type_of_value(v) for n, v in self.known.items()}
+        began = time.monotonic()
         plan, end = Planner(self.scope, start, {**self._known_types, **types}, {**self.known, **known}).plan()
+        self.planning_seconds += time.monotonic() - began
         if int(os.environ.get("MINIFER_DEBUG") or 0) >= 1:
             steps = f"{plan.native_steps()} kernel steps, {len(plan.python_steps())} by reference"
             print(f"plan of '{self.graph.name}' from node {start}: {steps}, arena {plan.arena_bytes:,} bytes",

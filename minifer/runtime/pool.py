@@ -14,8 +14,7 @@ import threading
 
 import numpy as np
 
-from minifer.codegen import library
-from minifer.kernels import runner
+from minifer.kernels import runner_layout as runner
 
 #: turns of the spin loop (tens of nanoseconds each) before a worker sleeps
 SPINS = int(os.environ.get("MINIFER_SPIN", "40000"))
@@ -24,6 +23,20 @@ PATIENCE = 8000
 
 _WORD = ctypes.c_int64
 _immortal: list[np.ndarray] = []
+
+
+#: addresses of the runner's functions, where a plan that was read from disk brought them along
+natives: dict[str, int] = {}
+
+
+def native_address(name: str) -> int:
+    """The address of a function of minifer.kernels.runner; its library is loaded or built if need be."""
+    if name not in natives:
+        from minifer.codegen import library
+        from minifer.kernels import runner as functions
+
+        natives[name] = library.address_of_native(getattr(functions, name))
+    return natives[name]
 
 
 def give_way_address() -> int:
@@ -54,10 +67,10 @@ class Pool:
         for lock in self._locks:
             lock.acquire()
         self._running = 0  # workers that have been started
-        self._launch = ctypes.CFUNCTYPE(_WORD, *[_WORD] * 6)(library.address_of_native(runner.launch))
+        self._launch = ctypes.CFUNCTYPE(_WORD, *[_WORD] * 6)(native_address("launch"))
 
     def _start(self) -> None:
-        serve = ctypes.CFUNCTYPE(_WORD, *[_WORD] * 3)(library.address_of_native(runner.serve))
+        serve = ctypes.CFUNCTYPE(_WORD, *[_WORD] * 3)(native_address("serve"))
         while self._running < len(self._locks):  # an interrupt may come between two; the next call goes on from there
             w, self._running = self._running, self._running + 1
             threading.Thread(target=self._work, args=(w, serve), name=f"minifer-{w + 1}", daemon=True).start()

@@ -59,11 +59,11 @@ def profile(run: Callable[[], Any], executor: Executor, runs: int = 20, warmup: 
             profiled.append(time.perf_counter() - start)
         facts = gather_facts(executor)
         kinds = {small for _, small in facts.values() if small is not None}
-        costs = {small: _empty_call(settings.threads, small) for small in kinds}
+        costs = {small: empty_call(settings.threads, small) for small in kinds}
     return Profile(
         settings.threads, runs, min(ordinary) * 1e3, statistics.median(ordinary) * 1e3,
         statistics.median(profiled) * 1e3, max(costs.values(), default=0.0) * 1e6,
-        tuple(_steps(_rows(recorder, facts, costs))),
+        tuple(steps_of(recorder, facts, costs)),
     )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def _types_in(pairs: Any) -> dict[str, Type]:
     }
 
 
-def _empty_call(threads: int, small: bool) -> float:
+def empty_call(threads: int, small: bool) -> float:
     """Seconds that a native call without any kernel takes, timed as a step is."""
     table, bases = Table((), np.zeros((0, 4), np.int64), np.zeros(0, np.int64), small), np.zeros(2, np.int64)
     best = float("inf")
@@ -187,6 +187,12 @@ class Row:
     def nbytes(self) -> int:
         """Bytes that one call reads and writes."""
         return sum(self.weight)
+
+
+def steps_of(recorder: Recorder, facts: Facts, costs: Mapping[bool, float]) -> list[StepProfile]:
+    """What was recorded, step by step. `costs`: seconds of an empty call, to be taken off, by whether it is kept on
+    one thread."""
+    return _steps(_rows(recorder, facts, costs))
 
 
 def _rows(recorder: Recorder, facts: Facts, costs: Mapping[bool, float]) -> list[Row]:

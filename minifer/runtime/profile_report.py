@@ -78,6 +78,10 @@ class Profile:
 
     def table(self, top: int | None = None, order: str = "time") -> str:
         """A text table: the `top` slowest steps (None: all), listed by "time" or in the order of the "run"."""
+        return "\n".join(self.lines(top, order) + self._totals())
+
+    def lines(self, top: int | None = None, order: str = "time") -> list[str]:
+        """The table without the sums at its end."""
         if order not in ("time", "run"):
             raise InputError(f"order is 'time' or 'run', not {order!r}")
         shown = self.slowest(top)
@@ -99,7 +103,7 @@ class Profile:
         if len(shown) < len(self.steps):
             rest = self.steps_ms - sum(step.median_ms for step in shown)
             lines.append(f"{'':4} {rest:9.4f}   the other {len(self.steps) - len(shown)} steps")
-        return "\n".join(lines + self._totals())
+        return lines
 
     def _totals(self) -> list[str]:
         rate = ""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from minifer.kernels import runner
+from minifer.kernels import runner_layout as runner
 from minifer.plan.plan import ABSOLUTE, KernelStep, Plan, PythonStep, Slot
+from minifer.runtime.launch import run_table
 
 #: bytes touched below which one thread is quicker than several that meet at barriers (some 0.2 ms of work)
 SMALL_WORK = 1 << 21
@@ -28,17 +29,12 @@ class Table:
 
     def run(self, bases: np.ndarray, threads: int, only: int | None = None) -> tuple[int, int] | None:
         """Run the table (or one step of it); returns None, or (step number, status) of the first refusal."""
-        block = np.zeros(runner.RUN_WORDS + 8, np.int64)
-        start = -block.ctypes.data % 64 // 8
-        block = block[start : start + runner.RUN_WORDS]
-        first = 0 if only is None else only
-        block[runner.TABLE] = self.words.ctypes.data + first * runner.RECORD_WORDS * 8
-        block[runner.RECORDS] = len(self.steps) if only is None else 1
-        block[runner.BASES] = bases.ctypes.data
-        from minifer.runtime.pool import pool
+        first, count = (0, None) if only is None else (only, 1)
+        return run_table(self.words, bases, self.team(threads), first, count)
 
-        status = pool(threads).run(block, block.ctypes.data, 1 if self.small else threads)
-        return (int(block[runner.FAILED]), status) if status else None
+    def team(self, threads: int) -> int:
+        """How many threads run the table where a run may use so many."""
+        return 1 if self.small else threads
 
 
 def ensure_kernels(plan: Plan) -> None:
@@ -70,7 +66,7 @@ def build_tables(plan: Plan) -> list[Table | PythonStep]:
 def _table(steps: Sequence[KernelStep]) -> Table:
     from minifer.codegen import library
 
-    records = [_record(step) for step in steps]
+    records = [words_of(step, _place) for step in steps]
     arguments = np.array([w for r in records for w in r], np.int64)
     starts = np.cumsum([0] + [len(r) for r in records])[:-1]
     flags = barriers(steps)
@@ -82,16 +78,21 @@ def _table(steps: Sequence[KernelStep]) -> Table:
     return Table(tuple(steps), words, arguments, touched < SMALL_WORK)
 
 
-def _record(step: KernelStep) -> list[int]:
+def words_of(step: KernelStep, address: Callable[[Slot | None], tuple[int, int]]) -> list[int]:
+    """The argument record of a step; `address` gives the (base, offset) of a pointer."""
     words: list[int] = []
     for parameter, value in zip(step.kernel.parameters, step.arguments):
         if parameter.is_pointer:
-            words += value.address() if isinstance(value, Slot) else (ABSOLUTE, 0)
+            words += address(value if isinstance(value, Slot) else None)
         elif parameter.type.integer:
             words.append(int(value))
         else:
             words.append(struct.unpack("<q", struct.pack("<d", float(value)))[0])
     return words
+
+
+def _place(slot: Slot | None) -> tuple[int, int]:
+    return (ABSOLUTE, 0) if slot is None else slot.address()
 
 
 def barriers(steps: Sequence[KernelStep]) -> list[int]:

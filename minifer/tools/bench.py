@@ -26,11 +26,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from minifer import __version__
 from minifer.errors import InputError, MiniferError
+from minifer.ir import type_of_value
+from minifer.tools.bench_result import Result as Result
+from minifer.tools.bench_summary import means
 from minifer.tools.difference import outputs_difference
 
 FORMAT = 1  # of the JSON form; grows when a field changes its meaning or goes
@@ -55,28 +58,17 @@ class Options:
             raise InputError("a benchmark needs at least 1 round of 1 run, and 0 cold starts")
 
 
-@dataclass
-class Result:
-    """One engine on one model at one thread count. Times in milliseconds; None where not measured."""
+@dataclass(frozen=True)
+class Case:
+    """A model and what it is fed."""
 
-    model: str
-    threads: int
-    engine: str
-    status: str = "ok"  # or "missing", "failed"
-    message: str = ""
-    version: str = ""
-    median_ms: float | None = None
-    min_ms: float | None = None
-    rounds_ms: list[float] = field(default_factory=list)  # the median of each burst
-    runs: int = 0  # timed, in each burst
-    ratio: float | None = None  # the first engine's time by this one's: below 1 the first one is quicker
-    ratio_min: float | None = None  # the same of the minima
-    cold_start_ms: float | None = None  # median: from the start of the process to the first result
-    cold_start_min_ms: float | None = None
-    load_ms: float | None = None  # median: the model alone, the engine being imported
-    first_run_ms: float | None = None  # median: the first run after that
-    peak_bytes: int | None = None
-    error: float | None = None  # largest difference from the first engine's outputs, by the output's largest magnitude
+    model: str  # path
+    feeds: Mapping[str, Any]
+    name: str = ""  # what reports call it; the file's name where not given
+
+    @property
+    def title(self) -> str:
+        return self.name or os.path.splitext(os.path.basename(self.model))[0]
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,22 @@ class Report:
         rows = [asdict(result) for result in self.results]
         for row in rows:
             row["error"] = "infinite" if row["error"] == math.inf else row["error"]
-        return {"format": FORMAT, "minifer": __version__, "machine": self.machine, "results": rows}
+        return {
+            "format": FORMAT, "minifer": __version__, "machine": self.machine, "results": rows,
+            "means": [asdict(mean) for mean in means(self.results)],
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> Report:
+        """The report that `to_json` wrote. Raises InputError for anything else."""
+        try:
+            if written["format"] != FORMAT:
+                raise InputError(f"these figures are in format {written['format']}; this version reads {FORMAT}")
+            rows = [{**row, "error": math.inf if row["error"] == "infinite" else row["error"]}
+                    for row in written["results"]]  # fmt: skip
+            return cls(dict(written["machine"]), [Result(**row) for row in rows])
+        except (KeyError, TypeError) as error:
+            raise InputError(f"these are no figures of `minifer bench --json` ({error!r})") from error
 
 
 class EngineError(MiniferError):
@@ -168,9 +175,10 @@ class Worker:
 class Contest:
     """The engines on one model at one thread count. One that fails is out, the others go on."""
 
-    def __init__(self, model: str, feeds: Mapping[str, Any], threads: int, engines: Sequence[str], options: Options):
-        self.model, self.feeds, self.threads, self.options = model, feeds, threads, options
-        self.results = {name: Result(model, threads, name) for name in engines}
+    def __init__(self, case: Case, threads: int, engines: Sequence[str], options: Options):
+        self.case, self.threads, self.options = case, threads, options
+        inputs = {name: str(type_of_value(value)) for name, value in case.feeds.items()}
+        self.results = {name: Result(case.title, case.model, threads, name, inputs) for name in engines}
 
     def standing(self) -> list[str]:
         """Engines that have not failed."""
@@ -191,7 +199,7 @@ class Contest:
 
     def load(self, worker: Worker) -> dict[str, Any]:
         """The model, loaded by that process."""
-        return worker.ask("load", model=os.path.abspath(self.model), threads=self.threads, feeds=self.feeds)
+        return worker.ask("load", model=os.path.abspath(self.case.model), threads=self.threads, feeds=self.case.feeds)
 
     # ---- the three parts ---------------------------------------------------------------------------------
 
@@ -295,24 +303,26 @@ def _ms(seconds: Sequence[float]) -> float:
 
 
 def bench(
-    models: Mapping[str, Mapping[str, Any]],
+    cases: Sequence[Case],
     engines: Sequence[str] = ("minifer", "onnxruntime"),
     threads: Sequence[int] = (1,),
     options: Options | None = None,
     say: Callable[[str], None] = lambda text: None,
+    keep: Callable[[Report], None] = lambda report: None,
 ) -> Report:
-    """Measure `engines` on `models` (path -> feeds) at each thread count. The first engine is the one that the others
-    are compared with. `say` is told what is going on. An engine that is missing or fails has that as its result."""
+    """Measure `engines` on `cases` at each thread count. The first engine is the one that the others are compared
+    with. `say` is told what is going on, `keep` is given the report as it stands after each case and thread count.
+    An engine that is missing or fails has that as its result."""
     if len(set(engines)) < len(engines):
         raise InputError(f"an engine is named twice: {', '.join(engines)}")
     if not threads or min(threads) < 1:
         raise InputError("thread counts are 1 or more")
     options = options or Options()
     report = Report(machine(), [])
-    for model, feeds in models.items():
+    for case in cases:
         for count in threads:
-            contest = Contest(model, feeds, count, engines, options)
-            where = f"{os.path.basename(model)}, {count} thread{'s' if count > 1 else ''}"
+            contest = Contest(case, count, engines, options)
+            where = f"{case.title}, {count} thread{'s' if count > 1 else ''}"
             for what, part in (
                 ("outputs", contest.compare_outputs),
                 ("cold starts", contest.cold_starts),
@@ -322,6 +332,7 @@ def bench(
                 part()
             contest.rate()
             report.results.extend(contest.results.values())
+            keep(report)
     return report
 
 

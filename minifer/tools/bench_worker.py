@@ -94,8 +94,38 @@ def _openvino_name(output: Any) -> str:
     return next(iter(output.names), "")
 
 
-ENGINES: dict[str, type[Engine]] = {"minifer": Minifer, "onnxruntime": OnnxRuntime, "openvino": OpenVino}
-PACKAGES = {"minifer": "minifer.session", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+class Tract:
+    """tract, which is made for known shapes: the model is prepared when its first inputs come. Its Python package
+    computes on one thread, whatever is asked for."""
+
+    def __init__(self, path: str, threads: int):
+        self._tract = importlib.import_module("tract")
+        self.version = self._tract.version() + (" (1 thread)" if threads > 1 else "")
+        self._model = self._tract.onnx().load(path)
+        self._inputs = [self._model.input_name(i) for i in range(self._model.input_count())]
+        self._outputs = [self._model.output_name(i) for i in range(self._model.output_count())]
+        self._runnable: Any = None
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        if self._runnable is None:
+            self._runnable = self._prepared(feeds)
+        results = self._runnable.run([feeds[name] for name in self._inputs])
+        return {name: result.to_numpy() for name, result in zip(self._outputs, results)}
+
+    def _prepared(self, feeds: Mapping[str, Any]) -> Any:
+        for i, name in enumerate(self._inputs):
+            short = feeds[name].dtype.name.replace("float", "f").replace("uint", "u").replace("int", "i")
+            self._model.set_input_fact(i, ",".join([*map(str, feeds[name].shape), short]))
+        try:
+            return self._model.into_model().into_runnable()
+        except self._tract.TractError as error:
+            raise RuntimeError(str(error).partition("Stack backtrace")[0].strip()) from None
+
+
+ENGINES: dict[str, type[Engine]] = {
+    "minifer": Minifer, "onnxruntime": OnnxRuntime, "openvino": OpenVino, "tract": Tract,
+}  # fmt: skip
+PACKAGES = {name: name for name in ENGINES} | {"minifer": "minifer.session"}
 
 
 def engine_class(name: str) -> type[Engine]:

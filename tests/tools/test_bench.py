@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from minifer.cli import main
+from minifer.cli._bench_cases import read_list
 from minifer.errors import InputError
 from minifer.tools import bench_worker
-from minifer.tools.bench import Contest, EngineError, Options, Worker, bench
+from minifer.tools.bench import Case, Contest, EngineError, Options, Report, Worker, bench
 from minifer.tools.difference import difference, outputs_difference
 
 ROOT = Path(__file__).parent.parent.parent
@@ -20,8 +21,9 @@ HERE = "tests.tools.engines:"
 QUICK = Options(runs=2, rounds=2, cold_starts=1, gap_seconds=0.05, warmup=1, timeout=300)
 FEEDS = {"x": np.array([[1, -2, 3], [0, 0.5, -1]], np.float32)}
 RESULT_FIELDS = {
-    "model", "threads", "engine", "status", "message", "version", "median_ms", "min_ms", "rounds_ms", "runs", "ratio",
-    "ratio_min", "cold_start_ms", "cold_start_min_ms", "load_ms", "first_run_ms", "peak_bytes", "error",
+    "name", "model", "inputs", "threads", "engine", "status", "message", "version", "median_ms", "min_ms", "rounds_ms",
+    "runs", "ratio", "ratio_min", "cold_start_ms", "cold_start_min_ms", "load_ms", "first_run_ms", "peak_bytes",
+    "error",
 }  # fmt: skip
 
 
@@ -33,7 +35,7 @@ def engines_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_engines(tiny: str) -> None:
     """minifer, ONNX Runtime and a third one agree; all figures are there."""
     pytest.importorskip("onnxruntime")
-    report = bench({tiny: FEEDS}, ["minifer", "onnxruntime", HERE + "Twin"], [1, 2], QUICK)
+    report = bench([Case(tiny, FEEDS)], ["minifer", "onnxruntime", HERE + "Twin"], [1, 2], QUICK)
     assert [(r.threads, r.engine) for r in report.results] == [
         (t, e) for t in (1, 2) for e in ("minifer", "onnxruntime", HERE + "Twin")
     ]
@@ -47,9 +49,10 @@ def test_engines(tiny: str) -> None:
         else:
             assert result.error < 1e-6 and result.ratio > 0 and result.ratio_min > 0
     written = report.to_json()
-    assert written.keys() == {"format", "minifer", "machine", "results"} and written["format"] == 1
+    assert written.keys() == {"format", "minifer", "machine", "results", "means"} and written["format"] == 1
     assert all(row.keys() == RESULT_FIELDS for row in written["results"])
     assert json.loads(json.dumps(written)) == written
+    assert Report.from_json(written).results == report.results
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_engines(tiny: str) -> None:
 )
 def test_an_engine_that_fails(tiny: str, engine: str, status: str, message: str) -> None:
     """It is out with a message, the others are measured all the same."""
-    report = bench({tiny: FEEDS}, [HERE + "Twin", engine, HERE + "Wrong"], [1], QUICK)
+    report = bench([Case(tiny, FEEDS)], [HERE + "Twin", engine, HERE + "Wrong"], [1], QUICK)
     twin, bad, wrong = report.results
     assert bad.status == status and message in bad.message
     assert bad.median_ms is bad.ratio is None
@@ -74,7 +77,7 @@ def test_an_engine_that_fails(tiny: str, engine: str, status: str, message: str)
 
 
 def test_the_first_engine_fails(tiny: str) -> None:
-    report = bench({tiny: FEEDS}, [HERE + "Choosy", HERE + "Twin"], [1], QUICK)
+    report = bench([Case(tiny, FEEDS)], [HERE + "Choosy", HERE + "Twin"], [1], QUICK)
     assert [r.status for r in report.results] == ["failed", "ok"]
     assert report.results[1].median_ms and report.results[1].ratio is report.results[1].error is None
 
@@ -110,7 +113,7 @@ def test_a_run_before_loading() -> None:
 
 def test_turns(tiny: str) -> None:
     """Every other round goes backwards, so that no engine always follows the same one."""
-    contest = Contest(tiny, FEEDS, 1, ["a", "b", "c"], QUICK)
+    contest = Contest(Case(tiny, FEEDS), 1, ["a", "b", "c"], QUICK)
     assert [contest._in_turn(i) for i in range(2)] == [["a", "b", "c"], ["c", "b", "a"]]
     contest.results["b"].status = "failed"
     assert contest._in_turn(0) == ["a", "c"]
@@ -118,9 +121,9 @@ def test_turns(tiny: str) -> None:
 
 def test_bad_arguments(tiny: str) -> None:
     with pytest.raises(InputError, match="named twice"):
-        bench({tiny: FEEDS}, ["minifer", "minifer"])
+        bench([Case(tiny, FEEDS)], ["minifer", "minifer"])
     with pytest.raises(InputError, match="thread counts"):
-        bench({tiny: FEEDS}, ["minifer"], [0])
+        bench([Case(tiny, FEEDS)], ["minifer"], [0])
     with pytest.raises(InputError, match="at least 1 round"):
         Options(rounds=0)
 
@@ -145,6 +148,70 @@ def test_command(tiny: str, tmp_path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["bench", tiny, "--against", HERE + "Twin", *options]) == 0  # the seed is the same for every engine
     assert main(["bench", tiny, "--threads", "one"]) == 2
     assert "--threads takes numbers" in capsys.readouterr().err
+
+
+def test_lists_and_folders(tiny: str, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A list's models are sought in the folder given, then beside the list; one that is not there is left out."""
+    spec, table, figures = tmp_path / "list.json", tmp_path / "table.md", tmp_path / "figures.json"
+    entries = [
+        {"name": "Tiny", "model": "tiny.onnx", "dims": {"N": 2}},
+        {"name": "Tinier", "model": "tiny.onnx", "shapes": {"x": [1, 3]}, "set": {"x": 1}},
+        {"name": "Gone", "model": "gone.onnx"},
+        {"name": "Skipped", "model": "tiny.onnx"},
+    ]
+    spec.write_text(json.dumps(entries))
+    options = ["--against", HERE + "Twin", "--runs", "1", "--rounds", "1", "--cold", "0", "--json", str(figures)]
+    listed = ["--spec", str(spec), "--folder", str(tmp_path / "nowhere"), "--only", "Tin|Gone"]
+    assert main(["bench", *listed, *options, "--markdown", str(table)]) == 1
+    printed = capsys.readouterr().out
+    assert "Gone is left out: there is no file" in printed and "geometric means" in printed and "Skipped" not in printed
+    head, _, first, second, mean = table.read_text().splitlines()
+    assert head.startswith("| model | input | minifer ms, 1 thread | / ")
+    assert first.startswith("| Tiny | 2x3 | ") and second.startswith("| Tinier | 1x3 | ") and "mean" in mean
+    assert main(["bench", "--results", str(figures), str(figures), "--markdown", "-"]) == 0
+    assert capsys.readouterr().out.count("| Tiny | 2x3 |") == 1
+    assert main(["bench", "--nets", str(tmp_path), *options]) == 0
+    assert [row["name"] for row in json.loads(figures.read_text())["results"]] == ["tiny", "tiny"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "is no JSON"),
+        ("{}", "must hold a list"),
+        ('[{"name": "a"}]', 'must be an object with a key "model"'),
+        ('[{"model": "a", "shape": {}}]', "has the key 'shape'; known are dims, model, name, set, shapes"),
+        ('[{"model": "a", "dims": []}]', '"dims" of entry 0'),
+        ('[{"model": "a", "shapes": {"x": 3}}]', "the shape of 'x'"),
+        ("[]", "nothing to measure"),
+    ],
+)
+def test_a_bad_list(text: str, message: str, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = tmp_path / "list.json"
+    spec.write_text(text)
+    assert main(["bench", "--spec", str(spec)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_figures(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, message in (("[", "is no JSON"), ("{}", "no figures"), ('{"format": 0}', "in format 0")):
+        (tmp_path / "f.json").write_text(text)
+        assert main(["bench", "--results", str(tmp_path / "f.json")]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_list_of_models() -> None:
+    """Every entry of models/bench.json is read; what is carried is there."""
+    entries = read_list(str(ROOT / "models" / "bench.json"))
+    assert len(entries) == len({entry["name"] for entry in entries}) == 18
+    assert (ROOT / "models" / entries[0]["model"]).is_file()
+
+
+def test_tract(tiny: str) -> None:
+    pytest.importorskip("tract")
+    engine = bench_worker.Tract(tiny, 2)
+    assert engine.version.endswith("(1 thread)")
+    np.testing.assert_array_equal(engine.run(FEEDS)["y"], np.maximum(FEEDS["x"] @ np.arange(12.0).reshape(3, 4), 0))
 
 
 # ---- difference ----------------------------------------------------------------------------------------------------

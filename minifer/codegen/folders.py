@@ -1,0 +1,19 @@
+"""The user's cache directory. A module of its own, because a program that finds its plans there needs nothing else."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def user_cache() -> str:
+    """The user's cache directory for minifer, as the system has it; MINIFER_CACHE_DIR overrides it."""
+    if override := os.environ.get("MINIFER_CACHE_DIR"):
+        return override
+    if sys.platform == "win32":
+        root = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
+    elif sys.platform == "darwin":
+        root = os.path.expanduser("~/Library/Caches")
+    else:
+        root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(root, "minifer")

@@ -1,0 +1,109 @@
+"""Winograd convolution: its matrices, its error, and what the lowering chooses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minifer.kernels import winograd
+from minifer.ops.lower_conv import conv_cost, winograd_size
+from minifer.session import Session
+from tests.kernels.models import check_native, model, node
+
+RNG = np.random.default_rng(11)
+
+
+def draw(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def conv_model(x, w, **attrs):
+    return model([node("Conv", ["x", "w"], ["y"], **attrs)], {"x": x}, {"w": w}, ["y"])
+
+
+def matrix(line, count):
+    """The matrix of a linear function of `count` numbers."""
+    return np.array([line(*row) for row in np.eye(count)], np.float64).T
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_matrices_filter_exactly(size):
+    """A^T [(G w) * (B^T d)] is the sum of w over d in one dimension, for every pair of unit vectors."""
+    lines = {2: (winograd.input_line_2, winograd.output_line_2), 4: (winograd.input_line_4, winograd.output_line_4)}
+    b, a = (matrix(f, size + 2) for f in lines[size])
+    product = np.einsum("yp,pw,pd->ywd", a, winograd.G[size], b)
+    wanted = np.array([[[float(d == y + w) for d in range(size + 2)] for w in range(3)] for y in range(size)])
+    assert np.abs(product - wanted).max() < 1e-12
+
+
+SHAPES = [
+    # batch, channels, filters, height, width, pads, size of the tiles
+    (1, 8, 8, 30, 30, (1, 1, 1, 1), 4),
+    (2, 33, 21, 19, 30, (0, 2, 1, 0), 4),
+    (1, 130, 130, 7, 7, (1, 1, 1, 1), 2),
+    (3, 96, 24, 25, 7, (2, 0, 0, 1), 4),
+    (1, 256, 90, 13, 14, (1, 1, 1, 1), 4),
+]
+
+
+@pytest.mark.parametrize("batch, channels, filters, height, width, pads, size", SHAPES)
+def test_shapes(batch, channels, filters, height, width, pads, size):
+    x, w = draw(batch, channels, height, width), draw(filters, channels, 3, 3)
+    kernels = check_native(conv_model(x, w, pads=list(pads)), {"x": x}, 2e-5)
+    assert f"winograd_{size}" in {k.kernel.name for k in kernels}
+
+
+@pytest.mark.parametrize("op, attrs", [("Relu", {}), ("Sigmoid", {}), ("HardSwish", {}), ("Elu", {"alpha": 0.7})])
+def test_the_epilogue(op, attrs):
+    inputs, shift = {"x": draw(1, 20, 29, 31)}, draw(1, 20, 1, 1)
+    consts = {"w": draw(20, 20, 3, 3) / 13, "b": draw(20), "shift": shift}
+    nodes = [
+        node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
+        node("Add", ["c", "shift"], ["s"]),
+        node("Add", ["x", "s"], ["r"]),
+        node(op, ["r"], ["y"], **attrs),
+    ]
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    assert {k.node.op for k in kernels} == {"Conv"} and "winograd_4" in {k.kernel.name for k in kernels}
+
+
+@pytest.mark.parametrize("height, width", [(28, 28), (14, 14)])
+def test_threads_do_not_change_a_bit(height, width):
+    x, w = draw(1, 64, height, width), draw(80, 64, 3, 3)
+    made = conv_model(x, w, pads=[1, 1, 1, 1])
+    results = [Session(made, threads=n).run({"x": x})["y"].tobytes() for n in (1, 2, 4)]
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("size, bound", [(2, 1e-6), (4, 2e-6)])
+def test_error(size, bound, monkeypatch):
+    """rms of the error against rms of the results, 64 channels: about that of a plain float32 sum."""
+    monkeypatch.setattr("minifer.ops.lower_conv.winograd_size", lambda *arguments: size)
+    x, w = draw(1, 64, 20, 20), draw(16, 64, 3, 3)
+    got = Session(conv_model(x, w), threads=1).run({"x": x})["y"].astype(np.float64)
+    taps = [(i, j) for i in range(3) for j in range(3)]
+    want = sum(np.einsum("fc,nchw->nfhw", w[:, :, i, j].astype("d"), x[:, :, i : i + 18, j : j + 18]) for i, j in taps)
+    assert np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) < bound
+
+
+def test_the_rule():
+    """Large maps take large tiles; where weights outweigh the pixels, small ones; few channels, none."""
+    assert winograd_size(1, 64, 64, (56, 56)) == 4
+    assert winograd_size(1, 512, 512, (7, 7)) == 2
+    assert winograd_size(1, 512, 512, (28, 28)) == 4
+    assert winograd_size(1, 3, 64, (224, 224)) == winograd_size(1, 64, 3, (224, 224)) == 0
+    assert winograd_size(1, 512, 512, (2, 2)) == 0
+
+
+def test_the_cost_counts_work():
+    small, large = (conv_cost(1, 64, 64, (s, s), 4) for s in (28, 56))
+    assert 3 < large / small < 5
+    assert conv_cost(8, 64, 64, (28, 28), 0) == pytest.approx(8 * conv_cost(1, 64, 64, (28, 28), 0), rel=0.1)
+
+
+def test_other_convolutions_are_left_alone():
+    x = draw(1, 32, 30, 30)
+    cases = [({"strides": [2, 2]}, 32), ({"dilations": [2, 2]}, 32), ({"group": 2}, 16)]
+    for attrs, channels in cases:
+        kernels = check_native(conv_model(x, draw(32, channels, 3, 3), **attrs), {"x": x})
+        assert not any("winograd" in k.kernel.name for k in kernels)
