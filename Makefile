@@ -2,6 +2,7 @@
 #   make demo            classify two photographs
 #   make test            the tests
 #   make check           ruff, mypy, import direction, then the tests
+#   make wheel           dist/*.whl with the kernels built for x86-64-v3 and aarch64 inside (some minutes, once)
 #   make demo PYTHON=python3.12    with another Python (3.10 or newer); VENV=... puts the environment elsewhere
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV ?= .venv
 JOBS ?= auto
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check lint wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready-run
@@ -25,8 +26,15 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
 
+wheel: $(VENV)/.ready-run
+	rm -rf build kernels/prebuilt
+	$(BIN)/python -m minifer.codegen.build --target x86-64-v3 --out kernels/prebuilt
+	$(BIN)/python -m minifer.codegen.build --target aarch64 --out kernels/prebuilt
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	ls -l dist
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf kernels/prebuilt $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The more an environment holds, the more stamps it carries: dev serves test, test serves run.
 $(VENV)/.ready-run: pyproject.toml | $(BIN)/python

@@ -69,13 +69,21 @@ def pack_weights(weight: np.ndarray, groups: int) -> np.ndarray:
     A panel holds NR filters side by side, zero-filled; taps are in row-major order, channels innermost.
     """
     nr = int(NR)
-    filters = weight.shape[0] // groups
-    panels = -(-filters // nr)
-    by_tap = np.moveaxis(weight.reshape(groups, filters, weight.shape[1], -1), 2, 3)  # groups, filters, taps, channels
-    rows = by_tap.reshape(groups, filters, -1).transpose(0, 2, 1)
-    out = np.zeros((groups, rows.shape[1], panels * nr), np.float32)
-    out[:, :, :filters] = rows
-    return np.ascontiguousarray(out.reshape(groups, rows.shape[1], panels, nr).transpose(0, 2, 1, 3))
+    filters, channels = weight.shape[0] // groups, weight.shape[1]
+    panels, taps = -(-filters // nr), int(np.prod(weight.shape[2:]))
+    out = np.zeros((groups, panels, taps, channels, nr), np.float32)
+    for group in range(groups):
+        for panel in range(panels):
+            first, last = group * filters + panel * nr, group * filters + min(filters, (panel + 1) * nr)
+            out[group, panel, :, :, : last - first] = taps_first(weight[first:last])
+    return out.reshape(groups, panels, taps * channels, nr)
+
+
+def taps_first(weight: np.ndarray) -> np.ndarray:
+    """Weights (filters, channels, *taps) as (taps, channels, filters); by a copy, which is quicker than one jump."""
+    filters, channels = weight.shape[:2]
+    filters_last = np.ascontiguousarray(weight.reshape(filters, -1).T)
+    return filters_last.reshape(channels, -1, filters).transpose(1, 0, 2)
 
 
 def conv_reference(x, weight, bias, residual, y, zeros, table, g, code, first, second, has_bias, has_residual):

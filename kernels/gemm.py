@@ -1,8 +1,9 @@
 """Matrix product C = A @ B (+ bias, clamped), float32, with B packed into panels.
 
 The micro-kernel keeps an MR x NR tile of C in registers and adds one outer product per step of k; the layers around
-it keep a panel of B in the first-level cache and a block of A in the second (Goto and van de Geijn, "Anatomy of
-High-Performance Matrix Multiplication", 2008), except that A is read where it lies: row pointers need no packing.
+it keep a block of B in the second-level cache while all rows of A go by, and MR rows of A in the first while they meet
+the block (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, with A and B exchanged).
+A is read where it lies: row pointers need no packing. k is never split, so that C is written once and never read.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from minifer.kernels.simd import (
     MR,
     NR,
     SHORT,
-    prefetch,
     rows_strided,
     share,
     tile_add,
@@ -29,14 +29,8 @@ from minifer.kernels.simd import (
 )
 from minifer.kernels.spec import f32, i64, kernel, ptr_f32
 
-#: steps of k per pass over C: a panel of B (KC x NR floats, 24 KB on AVX2) stays in the first-level cache
-KC = 384
-#: rows of A per block: MC x KC floats stay in the second-level cache
-MC = 252
-#: floats of a cache line
-LINE = 16
-#: tiles from which on the next panel of B is fetched while this one is used
-FEW_TILES = 4
+#: floats of B in a block (256 KB): such panels stay in the second-level cache while all rows of A go by
+BLOCK = 1 << 16
 
 
 def panels(n: int) -> int:
@@ -101,7 +95,7 @@ def pack_b(b: ptr_f32, packed: ptr_f32, k: i64, n: i64, row_stride: i64, column_
 def gemm_example(rng, size):
     m, n, k = (int(v) for v in rng.integers(0, 5 * size, 3))
     if rng.random() < 0.2:
-        k = int(rng.integers(KC, 2 * KC + 40))
+        k = int(rng.integers(BLOCK // (2 * NR), BLOCK // NR))  # one panel is a block
         m, n = min(m, 8), min(n, 17)
     lda, ldc = k + int(rng.integers(0, 3)), n + int(rng.integers(0, 3))
     return {
@@ -186,38 +180,27 @@ def gemm(
             code, first, second,
         )  # fmt: skip
         return
-    depth = k if k <= 512 else block_size(k, KC, 4)
-    rows_per_block = block_size(last_row - first_row, MC, MR)
-    p = 0
-    while p < k or p == 0:
-        steps = min(depth, k - p)
-        last = p + steps >= k
-        for block in range(first_row, last_row, rows_per_block):
-            end = min(block + rows_per_block, last_row)
-            tiles = (end - block + MR - 1) // MR
-            for j in range(first_column, last_column, NR):
-                panel = b + (j * k + p * NR)
-                columns = min(NR, n - j)
-                ahead = panel + k * NR  # the panel that comes next
-                i = block
-                while i < end:
-                    valid = next_rows(end - i)
-                    rows = rows_strided(a + i * lda, lda, valid)
-                    target, offset = c + (i * ldc + j), residual + (i * ldc + j)
-                    if tiles >= FEW_TILES:
-                        ahead = fetch(ahead, (steps * NR + tiles * LINE - 1) // (tiles * LINE))
-                    if valid <= SHORT:
-                        multiply(
-                            tile_zero_short(), rows, p, panel, steps, target, bias + j, offset, ldc, valid, columns,
-                            last, has_bias, has_residual, code, first, second,
-                        )  # fmt: skip
-                    else:
-                        multiply(
-                            tile_zero(), rows, p, panel, steps, target, bias + j, offset, ldc, valid, columns,
-                            last, has_bias, has_residual, code, first, second,
-                        )  # fmt: skip
-                    i += valid
-        p += max(steps, 1)
+    group = max(1, BLOCK // (max(k, 1) * NR)) * NR
+    for block in range(first_column, last_column, group):
+        end = min(block + group, last_column)
+        i = first_row
+        while i < last_row:
+            valid = next_rows(last_row - i)
+            rows = rows_strided(a + i * lda, lda, valid)
+            for j in range(block, end, NR):
+                panel, columns = b + j * k, min(NR, n - j)
+                target, offset = c + (i * ldc + j), residual + (i * ldc + j)
+                if valid <= SHORT:
+                    acc = accumulate(tile_zero_short(), rows, 0, panel, k)
+                    finish(
+                        acc, target, bias + j, offset, ldc, valid, columns, has_bias, has_residual, code, first, second
+                    )  # fmt: skip
+                else:
+                    full = accumulate(tile_zero(), rows, 0, panel, k)
+                    finish(
+                        full, target, bias + j, offset, ldc, valid, columns, has_bias, has_residual, code, first, second
+                    )  # fmt: skip
+            i += valid
 
 
 def row_product(a, b, c, bias, residual, j, stop, n, k, has_bias, has_residual, code, first, second):
@@ -256,28 +239,6 @@ def row_end(acc, c, bias, residual, j, n, has_bias, has_residual, code, first, s
     """finish for the columns from j of a lone row."""
     columns = min(NR, n - j)
     finish(acc, c + j, bias + j, residual + j, n, 1, columns, has_bias, has_residual, code, first, second)
-
-
-def fetch(p, lines):
-    """Ask for the next cache lines from p, while there is arithmetic to do; returns where they end."""
-    for _ in range(lines):
-        prefetch(p, 0)
-        p = p + LINE
-    return p
-
-
-def multiply(
-    acc, rows, p, panel, steps, target, bias, residual, ldc, valid, columns, last, has_bias, has_residual, code, first,
-    second,
-):  # fmt: skip
-    """One tile of C: add `steps` steps of the product to it, and after the last what comes behind the product."""
-    if p > 0:
-        acc = tile_add(acc, target, ldc, valid, columns)
-    acc = accumulate(acc, rows, p, panel, steps)
-    if last:
-        finish(acc, target, bias, residual, ldc, valid, columns, has_bias, has_residual, code, first, second)
-    else:
-        tile_store(target, ldc, acc, valid, columns)
 
 
 def finish(acc, target, bias, residual, ldc, valid, columns, has_bias, has_residual, code, first, second):

@@ -239,6 +239,9 @@ def widen_run(x, y, n, flip, shift):
     while i + 16 <= n:
         vstore(y, i, vconvert(vload_n(x, i, 16) ^ flip, i16) - shift)
         i += 16
+    if i < n and n >= 16:  # the last sixteen, some of them again
+        i = n
+        vstore(y, n - 16, vconvert(vload_n(x, n - 16, 16) ^ flip, i16) - shift)
     while i < n:
         y[i] = (x[i] ^ flip) - shift
         i += 1

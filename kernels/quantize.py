@@ -9,6 +9,7 @@ import numpy as np
 
 from minifer.kernels.elementwise import PIECE, piece_count
 from minifer.kernels.simd import (
+    bitcast,
     hmax,
     hmin,
     share,
@@ -17,8 +18,11 @@ from minifer.kernels.simd import (
     vload_n,
     vload_part,
     vmax,
+    vmax_quick,
     vmin,
+    vmin_quick,
     vround,
+    vselect,
     vsplat,
     vstore,
     vstore_part,
@@ -59,7 +63,29 @@ def quantized(x, scale, zero, T):
     return np.nan_to_num(np.clip(whole, info.min, info.max), nan=0).astype(T.dtype)
 
 
+#: added to round: a float beyond 2^23 has no fraction, so x + 1.5 * 2^23 is x rounded to even, and its low bits are it
+ROUND = 12582912.0
+
+
+def rounding(T):
+    """The step from eight ratios to integers of type T."""
+    least, most = float(np.iinfo(T.dtype).min), float(np.iinfo(T.dtype).max)
+
+    def integers(ratio, shift):
+        """round(ratio) + shift, saturated; NaN becomes 0. shift: a vector of whole numbers.
+
+        The bounds are whole numbers, so they may come before rounding; what is left is small enough for ROUND.
+        """
+        bounded = vmin_quick(vmax_quick(ratio, least - shift), most - shift)
+        whole = bitcast(bounded + ROUND + shift, i32)
+        return vconvert(vselect(ratio == ratio, whole, vsplat(i32, 0)), T)
+
+    return integers
+
+
 def quantize_kernel(T):
+    integers = rounding(T)
+
     def reference(x, scale, zero, y, n, rows, length, repeat, wrap, step, varying, has_zero):
         runs = (n, rows, length, repeat, wrap, step, varying)
         shift = spread(zero, *runs).astype("d") if has_zero else np.zeros(n)
@@ -83,16 +109,16 @@ def quantize_kernel(T):
             factor = vsplat(f32, scale[0])
             shift = vsplat(f32, zero[0] if has_zero != 0 else 0)
             while i + 8 <= n:
-                vstore(y, i, vconvert(vround(vload(x, i) / factor) + shift, T))
+                vstore(y, i, integers(vload(x, i) / factor, shift))
                 i += 8
             if i < n:
-                vstore_part(y, i, vconvert(vround(vload_part(x, i, n - i) / factor) + shift, T), n - i)
+                vstore_part(y, i, integers(vload_part(x, i, n - i) / factor, shift), n - i)
         else:
             shift = vsplat(f32, 0)
             while i + 8 <= n:
                 if has_zero != 0:
                     shift = vconvert(vload_n(zero, i, 8), f32)
-                vstore(y, i, vconvert(vround(vload(x, i) / vload(scale, i)) + shift, T))
+                vstore(y, i, integers(vload(x, i) / vload(scale, i), shift))
                 i += 8
             while i < n:
                 moved = vround(x[i] / scale[i]) + (f32(zero[i]) if has_zero != 0 else f32(0))
@@ -219,6 +245,9 @@ def extremes(x: ptr_f32, partial: ptr_f32, n: i64, tid: i64, nthreads: i64):
         partial[2 * piece + 1] = high
 
 
+to_bytes = rounding(u8)
+
+
 def dynamic_reference(x, partial, y, scale, zero, n, flat):
     low = np.minimum(partial[:, 0].min(), np.float32(0))
     high = np.maximum(partial[:, 1].max(), np.float32(0))
@@ -262,13 +291,13 @@ def dynamic_quantize(
     if tid == 0:
         scale[0] = factor
         zero[0] = vconvert(start, i64)
-    divisor = vsplat(f32, factor)
+    divisor, shift = vsplat(f32, factor), vsplat(f32, start)
     i, end = share(piece_count(n), tid, nthreads) * PIECE, min(n, share(piece_count(n), tid + 1, nthreads) * PIECE)
     while i + 8 <= end:
-        vstore(y, i, vconvert(vround(vload(x, i) / divisor) + start, u8))
+        vstore(y, i, to_bytes(vload(x, i) / divisor, shift))
         i += 8
     if i < end:
-        vstore_part(y, i, vconvert(vround(vload_part(x, i, end - i) / divisor) + start, u8), end - i)
+        vstore_part(y, i, to_bytes(vload_part(x, i, end - i) / divisor, shift), end - i)
 
 
 # ---------------------------------------------------------------- parameters known at run time

@@ -58,7 +58,6 @@ LANES = 8  # of a vector of float32
 P, Q = 0.75, 1.5
 PP, QQ = P * P, Q * Q
 
-
 #: tiles of a block and panels of a group. The speed hardly depends on them: 24 to 96 tiles, 2 to 32 panels
 BLOCK, PANELS = 54, 4
 
@@ -71,18 +70,13 @@ def geometry(batch, channels, filters, in_size, out_size, pads, tiles=BLOCK, gro
 
 def scratch_words(g: np.ndarray, size: int) -> int:
     """Elements of scratch (f32) that one thread needs for tiles of size x size results."""
-    whole = -(-int(g[TILES]) // MR_ALL) * MR_ALL
-    points = (size + 2) ** 2
-    return points * (LANES + plane(whole, row_pitch(int(g[CHANNELS]))) + plane(whole, int(g[GROUP]) * int(NR)))
+    tiles, points = int(g[TILES]), (size + 2) ** 2
+    return points * (LANES + plane(tiles, row_pitch(int(g[CHANNELS]))) + plane(tiles, int(g[GROUP]) * int(NR)))
 
 
 def table_words(size: int) -> int:
     """Elements of the table (i64) that one thread needs."""
     return (size + 2) ** 2
-
-
-#: a multiple of every target's MR: rows of scratch come in such numbers
-MR_ALL = 24
 
 
 def row_pitch(count):
@@ -92,7 +86,7 @@ def row_pitch(count):
 
 def plane(rows, pitch):
     """Elements from one point's matrix to the next in scratch: an odd number of cache lines."""
-    return (rows * pitch // GAP // 2 * 2 + 1) * GAP
+    return ((rows * pitch + GAP - 1) // GAP // 2 * 2 + 1) * GAP
 
 
 # ---------------------------------------------------------------- weights
@@ -112,16 +106,18 @@ G = {2: _G2, 4: _G4}
 def pack_weights(weight: np.ndarray, size: int) -> np.ndarray:
     """G w G^T of ONNX weights (filters, channels, 3, 3) as panels (panels, points, channels, NR) for F(size, 3).
 
-    Computed in float64 and rounded once. A panel holds NR filters side by side, zero-filled.
+    A panel holds NR filters side by side, zero-filled.
     """
     nr = int(NR)
     filters, channels = weight.shape[:2]
-    both = np.kron(G[size], G[size])  # points x taps
+    both = np.kron(G[size], G[size]).astype(np.float32)  # points x taps
     out = np.zeros((-(-filters // nr), len(both), channels, nr), np.float32)
+    taps = np.zeros((9, channels, nr), np.float32)
     for panel in range(len(out)):
         some = weight[panel * nr : (panel + 1) * nr]
-        taps = some.reshape(len(some), channels, 9).transpose(2, 1, 0).astype(np.float64)
-        out[panel, :, :, : len(some)] = (both @ taps.reshape(9, -1)).reshape(len(both), channels, -1)
+        taps[:, :, : len(some)] = conv.taps_first(some)
+        taps[:, :, len(some) :] = 0
+        np.matmul(both, taps.reshape(9, -1), out=out[panel].reshape(len(both), -1))
     return out
 
 
@@ -375,11 +371,10 @@ def winograd(name, size, transform_input, transform_output, tolerance):
         panel_to = panels if by_tiles else share(panels, tid + 1, nthreads)
         if panel_from == panel_to or tile_from >= tile_to:
             return
-        block = block_size(tile_to - tile_from, g[TILES], MR)
+        block = min(g[TILES], block_size(tile_to - tile_from, g[TILES], MR))
         # scratch of this thread: half-transformed tile, transformed tiles u, products m
-        whole = (g[TILES] + MR_ALL - 1) // MR_ALL * MR_ALL
         row = row_pitch(channels)
-        u_step, m_step = plane(whole, row), plane(whole, g[GROUP] * NR)
+        u_step, m_step = plane(g[TILES], row), plane(g[TILES], g[GROUP] * NR)
         half = scratch + tid * (points * (LANES + u_step + m_step))
         u = half + points * LANES
         m = u + points * u_step

@@ -224,12 +224,12 @@ class Graph:
         own.update(self.inputs)
         for node in self.nodes:
             for name in node.inputs:
-                if name and not any(name in names for names in known):
+                if name and name not in own and not any(name in names for names in outer):
                     raise ModelError(f"{node.label} reads '{name}', which nothing before it writes")
             for sub in node.subgraphs:
                 sub.check(*known)
             for name in node.outputs:
-                if name and any(name in names for names in known):
+                if name and (name in own or any(name in names for names in outer)):
                     raise ModelError(f"{node.label} writes '{name}', which is already defined")
             own.update(filter(None, node.outputs))
         for name in self.outputs:

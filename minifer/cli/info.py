@@ -153,7 +153,8 @@ def plan_lines(session: Session, plan: Plan, shapes: Mapping[str, tuple[int, ...
     return [
         f"plan for    {listed or 'no inputs'}",
         f"steps       {len(kernels)} native, {len(plan.python_steps())} by reference{end}",
-        f"memory      {bytes_text(plan.arena_bytes)} for intermediate values, "
+        f"memory      {bytes_text(plan.arena_bytes)} for intermediate values "
+        f"(at most {bytes_text(plan.least_arena_bytes())} live at once), "
         f"{bytes_text(sum(array.nbytes for array in plan.consts))} of constants as the kernels read them",
         f"arithmetic  {count_text(flops)}FLOP in convolutions and matrix products; "
         f"native steps read and write {bytes_text(traffic)}",

@@ -93,6 +93,8 @@ def build(units: Sequence[Unit], target: Target, progress: bool | None = None) -
 
     `progress`: whether to show a bar; None: on a terminal, else one line if it takes long.
     """
+    if not units:
+        return
     _require_numba()
     report = _Progress(len(units), progress)
     importable = all(m.startswith("minifer.kernels.") for m, _ in units)
@@ -247,11 +249,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         build(missing, target, progress=True)
         print(f"{len(missing)} built, {len(units) - len(missing)} up to date")
         return
-    os.makedirs(options.out, exist_ok=True)
+    ship(units, target, options.out, suffix)
+    print(f"{len(units)} libraries for {target.name} written to {options.out}")
+
+
+def ship(units: Sequence[Unit], target: Target, folder: str, suffix: str = SUFFIX) -> None:
+    """Write the libraries of units into a folder under the names that they have in the package, and delete those
+    there of the same target that belong to other sources. What the cache lacks is built."""
+    if suffix == SUFFIX:
+        build([u for u in units if store.find(u, target, suffix) is None], target, progress=True)
+    os.makedirs(folder, exist_ok=True)
+    names = set()
     for unit in units:
         name = store.file_name(unit, target, key_of(unit, target), suffix)
-        store.write(os.path.join(options.out, name), library_bytes(unit, target, suffix))
-    print(f"{len(units)} libraries written to {options.out}")
+        found = store.find(unit, target, suffix)
+        code = None if found is None else store.read(found)
+        store.write(os.path.join(folder, name), code or library_bytes(unit, target, suffix))
+        os.chmod(os.path.join(folder, name), 0o644)
+        names.add(name)
+    for name in os.listdir(folder):
+        if f"-{target.name}-" in name and name not in names:
+            os.unlink(os.path.join(folder, name))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Conv as kernel calls: depthwise, or implicit GEMM, both on channels-last tensors."""
+"""Conv as kernel calls: depthwise, Winograd, matrix product or implicit GEMM, all on channels-last tensors."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,7 +116,8 @@ def conv_cost(batch: int, channels: int, filters: int, out: Sequence[Any], size:
 def _winograd(low: Any, window: Window, filters: int, size: int) -> None:
     batch, channels, *inside = low.shape(0)
     begin = [b for b, _ in window.pads]
-    g = winograd.geometry(batch, channels, filters, inside, window.out, begin)
+    tiles = batch * math.prod([-(-o // size) for o in low.out_shape()[2:]])
+    g = winograd.geometry(batch, channels, filters, inside, window.out, begin, min(tiles, winograd.BLOCK))
     x = low.input(0, CHANNELS_LAST)
     weight = low.pack(1, ("winograd", size, int(NR)), lambda w: winograd.pack_weights(w, size))
     (bias, residual), numbers = _tail(low, filters)

@@ -16,6 +16,7 @@ from minifer.ir import Graph
 from minifer.passes.activations import hard_swish
 from minifer.passes.attention import attention
 from minifer.passes.clean import merge_equal, remove_dead, remove_identity
+from minifer.passes.excite import excite
 from minifer.passes.fold import fold_constants
 from minifer.passes.gelu import gates
 from minifer.passes.layer_norm import layer_norm
@@ -30,7 +31,7 @@ Pass = Callable[..., Graph]
 
 #: passes that also take what is known of types
 TYPED: tuple[Pass, ...] = (
-    fold_shapes, dynamic_products, remove_reshapes, gemm_rows, split_columns, fold_columns, gates, layer_norm,
+    fold_shapes, dynamic_products, remove_reshapes, gemm_rows, split_columns, fold_columns, gates, excite, layer_norm,
     attention, resize_last, residuals_first, activations_first,
 )  # fmt: skip
 PASSES: tuple[Pass, ...] = (
@@ -48,10 +49,12 @@ def optimise(graph: Graph, max_bytes: int | None = None) -> Graph:
         try:
             if step in TYPED:
                 types = types or Types(graph)
-                graph = step(graph, types)
+                made = step(graph, types)
             else:
-                graph = fold_constants(graph, max_bytes) if step is fold_constants else step(graph)
-            graph.check()
+                made = fold_constants(graph, max_bytes) if step is fold_constants else step(graph)
+            if made is not graph:
+                made.check()
+                graph = made
         except MiniferError as error:
             raise MiniferError(f"the pass {step.__name__} broke the graph: {error}") from error
         except Exception as error:

@@ -63,7 +63,7 @@ def attention(graph: Graph, types: Types | None = None) -> Graph:
     """Replace each attention over float32 numbers by one node."""
     if not any(node.op == "Softmax" and not node.domain for node in graph.nodes):
         return graph
-    fusion = _Fusion(Matcher(graph, types))
+    fusion = _Fusion((types or Types(graph)).matcher(graph))
     replaced: dict[int, list[Node]] = {}
     for node in graph.nodes:
         if node.op == "Softmax" and not node.domain:

@@ -32,7 +32,7 @@ def gates(graph: Graph, types: Types | None = None) -> Graph:
     """Replace each such activation of float32 numbers by its operator."""
     if not any(node.op in ("Erf", "Tanh", "Sigmoid") for node in graph.nodes):
         return graph
-    found = Matcher(graph, types)
+    found = (types or Types(graph)).matcher(graph)
     replaced: dict[int, list[Node]] = {}
     for node in graph.nodes:
         if node.op in ("Erf", "Tanh", "Sigmoid") and not node.domain:

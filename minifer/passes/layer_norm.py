@@ -34,7 +34,7 @@ def layer_norm(graph: Graph, types: Types | None = None) -> Graph:
     """Replace each such normalisation of float32 numbers by its operator."""
     if not any(node.op in ("Sqrt", "Reciprocal") for node in graph.nodes):
         return graph
-    found = Matcher(graph, types)
+    found = (types or Types(graph)).matcher(graph)
     consts: dict[str, Any] = {}
     replaced: dict[int, list[Node]] = {}
     for node in graph.nodes:

@@ -21,7 +21,7 @@ def gemm_rows(graph: Graph, types: Types | None = None) -> Graph:
     """Gemm between two Reshapes that make a matrix of its input and undo it -> MatMul and Add."""
     if not any(node.op == "Gemm" and not node.domain for node in graph.nodes):
         return graph
-    found = Matcher(graph, types)
+    found = (types or Types(graph)).matcher(graph)
     consts: dict[str, Any] = {}
     replaced: dict[int, list[Node]] = {}
     for node in graph.nodes:
@@ -64,7 +64,7 @@ def _rows(found: Matcher, gemm: Node, consts: dict[str, Any]) -> tuple[Node, lis
 
 def split_columns(graph: Graph, types: Types | None = None) -> Graph:
     """MatMul with constant weights, perhaps plus a constant bias, that a Split cuts into columns -> a MatMul a part."""
-    found = Matcher(graph, types)
+    found = (types or Types(graph)).matcher(graph)
     consts: dict[str, Any] = {}
     replaced: dict[int, list[Node]] = {}
     for node in graph.nodes:
@@ -109,7 +109,7 @@ def _parts(found: Matcher, split: Node, consts: dict[str, Any]) -> list[Node] | 
 
 def fold_columns(graph: Graph, types: Types | None = None) -> Graph:
     """(x W + b) * c with constants, c one number or one a column -> x (W c) + b c."""
-    found = Matcher(graph, types)
+    found = (types or Types(graph)).matcher(graph)
     consts: dict[str, Any] = {}
     replaced: dict[int, list[Node]] = {}
     for node in graph.nodes:

@@ -25,6 +25,13 @@ class Types:
 
     def __init__(self, graph: Graph):
         self._graph = graph
+        self._matcher: Matcher | None = None
+
+    def matcher(self, graph: Graph) -> Matcher:
+        """A matcher for a graph: that of the pass before, where it changed nothing."""
+        if self._matcher is None or self._matcher.graph is not graph:
+            self._matcher = Matcher(graph, self)
+        return self._matcher
 
     @functools.cached_property
     def facts(self) -> tuple[Mapping[str, Type], Mapping[str, Any]]:

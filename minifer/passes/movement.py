@@ -26,7 +26,7 @@ def fold_shapes(graph: Graph, types: Types | None = None) -> Graph:
     """Nodes whose value follows from the shapes of the inputs become constants."""
     if not any(node.op == "Shape" for node in graph.nodes):
         return graph
-    found = Matcher(graph, types)
+    found = (types or Types(graph)).matcher(graph)
     consts: dict[str, Any] = {}
     replaced: dict[int, list[Node]] = {}
     for node in graph.nodes:
@@ -39,7 +39,7 @@ def fold_shapes(graph: Graph, types: Types | None = None) -> Graph:
 
 def remove_reshapes(graph: Graph, types: Types | None = None) -> Graph:
     """Readers of a Reshape, Expand or Resize that changes nothing read its input instead."""
-    found = Matcher(graph, types)
+    found = (types or Types(graph)).matcher(graph)
     replaced: dict[int, list[Node]] = {}
     for node in graph.nodes:
         moves = node.op in ("Reshape", "Expand") or (node.op == "Resize" and _by_sizes(node))
@@ -69,7 +69,7 @@ def activations_first(graph: Graph, types: Types | None = None) -> Graph:
     """activation(move(product)) -> move(activation(product))."""
     if not any(node.op in ACTIVATIONS for node in graph.nodes):
         return graph
-    found = Matcher(graph, types)
+    found = (types or Types(graph)).matcher(graph)
     replaced: dict[int, list[Node]] = {}
     for node in graph.nodes:
         if node.op not in ACTIVATIONS or node.domain:
@@ -92,7 +92,7 @@ def activations_first(graph: Graph, types: Types | None = None) -> Graph:
 
 def residuals_first(graph: Graph, types: Types | None = None) -> Graph:
     """Transpose(product) + r -> Transpose(product + r'), r' being r transposed back."""
-    found = Matcher(graph, types)
+    found = (types or Types(graph)).matcher(graph)
     replaced: dict[int, list[Node]] = {}
     moved: dict[str, tuple[int, ...]] = {}  # sums that a Transpose writes now
     for node in graph.nodes:

@@ -25,7 +25,7 @@ def resize_last(graph: Graph, types: Types | None = None) -> Graph:
     """Rewrite each such convolution of float32 maps whose sizes are known."""
     if not any(node.op == "Resize" for node in graph.nodes):
         return graph
-    found = Matcher(graph, types)
+    found = (types or Types(graph)).matcher(graph)
     consts: dict[str, Any] = {}
     replaced: dict[int, list[Node]] = {}
     for node in graph.nodes:

@@ -80,7 +80,7 @@ class Rewriter:
     """One walk over the graph, in order. What is replaced falls away as dead code afterwards."""
 
     def __init__(self, graph: Graph):
-        self.match = Matcher(graph)
+        self.match = Matcher(graph, Types(graph))
         self.graph = graph
         self.consts: dict[str, Any] = {}
         self.nodes: list[Node] = []
@@ -178,7 +178,8 @@ class Rewriter:
         """Remember a node whose result is a function of one byte."""
         if node.domain or node.op not in ELEMENTWISE or len(node.outputs) != 1:
             return
-        roots, values = set(), []
+        roots: set[str] = set()
+        values: list[Any] = []
         for name in node.inputs:
             function, value = self.functions.get(name), self.constants.get(name)
             if function is not None:
@@ -414,7 +415,7 @@ def _gemm(self: Rewriter, node: Node, end: Quantised | None, output: str) -> Nod
         if found is None:
             return None
         bias = found
-    inputs = (a.bytes, a.scale, a.zero, b.bytes, b.scale, _zero_like(self, b, node), bias)
+    inputs: tuple[str, ...] = (a.bytes, a.scale, a.zero, b.bytes, b.scale, _zero_like(self, b, node), bias)
     attrs = {"transA": node.attrs.get("transA", 0), "transB": flip, "alpha": 1.0}
     tail = (end.scale, end.zero) if end is not None else ()
     while not tail and not inputs[-1]:

@@ -38,6 +38,10 @@ def node_flops(node: Node, types: Mapping[str, Type]) -> int:
         kind = types.get(names[i]) if i < len(names) else None
         return kind.dims if isinstance(kind, TensorType) and kind.concrete else ()
 
+    if (node.domain, node.op) == ("minifer", "Attention"):  # q k^T, and the weights times v; all of it where causal
+        q, v = dims(node.inputs, 0), dims(node.inputs, 2)
+        keys = v[1 if node.attrs.get("v_heads", 1) == 2 else -2] if v else 0
+        return 2 * math.prod(q[:-1]) * keys * (q[-1] + v[-1]) if q and v else 0
     if node.domain not in ("", "com.microsoft"):
         return 0
     if node.op in CONVOLUTIONS:

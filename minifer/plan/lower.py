@@ -15,7 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -166,6 +166,9 @@ class Planner:
     def slot(self, name: str, layout: str = PLAIN) -> Slot:
         """A tensor in the layout asked for; a conversion step is added where it is not there yet."""
         held = self.slots(name)
+        if layout == CHANNELS_LAST and layout not in held and name in self.known:
+            made = self.packed(name, layout, lambda: np.moveaxis(np.asarray(self.known[name]), 1, -1))
+            held = self.where[name] = {**held, layout: replace(made, layout=layout)}
         if layout not in held:
             source = next(iter(held.values()))
             made = convert(self, source, layout, self.writers.get(name, self.scope.nodes[self.index]))

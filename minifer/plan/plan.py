@@ -16,6 +16,7 @@ import numpy as np
 from minifer import dtypes
 from minifer.ir import Node, TensorType, Type
 from minifer.ops.registry import PLAIN
+from minifer.plan.arena import lower_bound
 
 ABSOLUTE, ARENA, FIRST_ARRAY = 0, 1, 2  # base indices
 
@@ -118,6 +119,23 @@ class Plan:
         """Bytes that a run of the stage allocates: the arena, outputs, results of Python steps."""
         made = [b for step in self.python_steps() for b in step.buffers if b is not None]
         return self.arena_bytes + sum(math.prod(s) * d.itemsize for _, d, s in self.fresh) + sum(b.nbytes for b in made)
+
+    def least_arena_bytes(self) -> int:
+        """The most bytes of intermediate values that live at one step: no arena can be smaller."""
+        spans: dict[Buffer, list[int]] = {}
+        for i, step in enumerate(self.steps):
+            used: list[Any]
+            if isinstance(step, KernelStep):
+                used = [*step.reads, *step.writes]
+            else:
+                used = [*step.inputs, *(s for _, s in step.captured)]
+            for slot in used:
+                if isinstance(slot, Slot) and slot.buffer.kind == "arena":
+                    spans.setdefault(slot.buffer, [i, i])[1] = i
+        for _, slot in self.outputs:
+            if isinstance(slot, Slot) and slot.buffer in spans:
+                spans[slot.buffer][1] = len(self.steps)
+        return lower_bound([(first, last, buffer.nbytes) for buffer, (first, last) in spans.items()])
 
     def native_steps(self) -> int:
         """How many steps run as kernels."""

@@ -214,8 +214,8 @@ class Executor:
         self.planning_seconds += time.monotonic() - began
         if int(os.environ.get("MINIFER_DEBUG") or 0) >= 1:
             steps = f"{plan.native_steps()} kernel steps, {len(plan.python_steps())} by reference"
-            print(f"plan of '{self.graph.name}' from node {start}: {steps}, arena {plan.arena_bytes:,} bytes",
-                  file=sys.stderr)  # fmt: skip
+            arena = f"arena {plan.arena_bytes:,} bytes (at least {plan.least_arena_bytes():,})"
+            print(f"plan of '{self.graph.name}' from node {start}: {steps}, {arena}", file=sys.stderr)
         self.scope.ceiling.check(plan.held_bytes(), "the run")
         began = time.monotonic()
         ensure_kernels(plan)
