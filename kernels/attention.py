@@ -40,6 +40,7 @@ from minifer.kernels.simd import (
     vselect,
     vsplat,
     vstore,
+    vstore_part,
 )
 from minifer.kernels.softmax import exp_below_zero
 from minifer.kernels.spec import f32, i32, i64, kernel, ptr_f32, ptr_i64
@@ -56,9 +57,9 @@ GEOMETRY_WORDS = 39
 #: a distance that no key reaches
 FAR = 1 << 40
 #: queries of a unit: whole vectors, and whole panels of NR on every target
-QUERY_BLOCK = 48
+QUERY_BLOCK = 144
 #: most tiles of keys per step: so many keys and their values stay in the second-level cache
-KEY_TILES = 22
+KEY_TILES = 11
 INFINITY, NAN = float("inf"), float("nan")
 
 
@@ -179,6 +180,8 @@ def attention_example(rng, size):
     queries, keys = int(rng.integers(1, 8 * size)), int(rng.integers(1, 10 * size))
     if rng.random() < 0.2:
         queries, keys = int(rng.integers(1, 8)), int(rng.integers(KEY_TILES * MR - 3, 2 * KEY_TILES * MR + 9))
+    elif rng.random() < 0.1:
+        queries, keys = int(rng.integers(QUERY_BLOCK - 2, QUERY_BLOCK + 9)), int(rng.integers(1, 9))
     arguments = draw_attention(rng, queries, keys, scratch_floats)
     names = ("q", "k", "v", "y", "bias", "extra", "spans", "sink", "scratch", "g", "scale", "softcap")
     return {name: arguments[name] for name in names}
@@ -350,10 +353,21 @@ def weigh(score, state, count, n):
         zero = like(top, 0)
         base = vselect(top == like(top, -INFINITY), zero, top)
         total = zero
-        for j in range(count):
+        more = zero
+        j = 0
+        while j + 2 <= count:
+            e = exp_below_zero(vload(score, j * QUERY_BLOCK + i) - base)
+            f = exp_below_zero(vload(score, (j + 1) * QUERY_BLOCK + i) - base)
+            vstore(score, j * QUERY_BLOCK + i, e)
+            vstore(score, (j + 1) * QUERY_BLOCK + i, f)
+            total = total + e
+            more = more + f
+            j += 2
+        if j < count:
             e = exp_below_zero(vload(score, j * QUERY_BLOCK + i) - base)
             vstore(score, j * QUERY_BLOCK + i, e)
             total = total + e
+        total = total + more
         factor = exp_negative(old - base)
         vstore(state, i, top)
         vstore(state, total_at + i, vload(state, total_at + i) * factor + total)
@@ -380,14 +394,18 @@ def highest(score, count, top):
 def pack_values(v, v_row, packed, width, count):
     """packed[f / MR, j, :] = v[j, f : f + MR], so that a tile reads one run; writes a little behind the end."""
     w = lanes(v)
+    for j in range(count - 1):  # what a store writes too much, that of the next row writes again
+        line, target = v + j * v_row, packed + j * MR
+        f = 0
+        while f + w <= width:
+            vstore(target, f * count, vload(line, f))
+            f += MR
+        while f < width:
+            vstore(target, f * count, vload_part(line, f, width - f))
+            f += MR
     for f in range(0, width, MR):
-        target = packed + f * count
-        if f + w <= width:
-            for j in range(count):
-                vstore(target, j * MR, vload(v, j * v_row + f))
-        else:
-            for j in range(count):
-                vstore(target, j * MR, vload_part(v, j * v_row + f, width - f))
+        part = vload_part(v, (count - 1) * v_row + f, width - f)
+        vstore_part(packed, f * count + (count - 1) * MR, part, MR)
 
 
 def gather_values(score, packed, state, result, width, count, n, begun):

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from minifer.kernels.activation import CLAMP, activate
+from minifer.kernels.activation import CLAMP, HARD_SWISH, LEAKY, activate
 from minifer.kernels.conv import (
     BATCH,
     CHANNELS,
@@ -44,8 +44,6 @@ from minifer.kernels.simd import (
     vfma,
     vload,
     vload_part,
-    vmax_quick,
-    vmin_quick,
     vsplat,
     vstore,
     vstore_part,
@@ -107,6 +105,9 @@ def depthwise_reference(
         result, magnitude = result + bias, magnitude + abs(bias)
     if has_residual:
         result, magnitude = result + residual, magnitude + abs(residual)
+    if code == HARD_SWISH:
+        y = result * np.clip(result / 6 + 0.5, 0, 1) * first + second
+        return {"y": (y, np.maximum(magnitude, 1) * max(1, abs(first)) + abs(second))}
     return {"y": (activation_reference(result, code, first, second), np.maximum(magnitude, 1))}
 
 
@@ -134,7 +135,7 @@ def depthwise_example(rng, size):
         "tile": buffer.tile,
         "columns": buffer.columns,
         "group": buffer.group,
-        "code": int(rng.integers(0, 2)),
+        "code": int(rng.choice([CLAMP, LEAKY, HARD_SWISH])),
         "first": 0.25,
         "second": 6.0,
         "has_bias": int(rng.integers(0, 2)),
@@ -165,9 +166,10 @@ def depthwise(
     units = groups * tiles * rows
     buffer = buffer + tid * (group * slots * columns * LANES)
     lines = lines + tid * (group * 3 * slots)
-    bounded = code == CLAMP and has_residual == 0
-    low = first if bounded else f32(-INFINITY)
-    high = second if bounded else f32(INFINITY)
+    swish = code == HARD_SWISH and has_residual == 0
+    at_once = swish or (code == CLAMP and has_residual == 0)
+    low = first if at_once else f32(-INFINITY)
+    high = second if at_once else f32(INFINITY)
     unit, end = share(units, tid, nthreads), share(units, tid + 1, nthreads)
     while unit < end:
         strand, row = unit // rows, unit % rows
@@ -192,8 +194,8 @@ def depthwise(
                 for v in range(0, n, lanes(x)):
                     start = vload_part(bias, c + v, n - v if has_bias != 0 else 0)
                     line(ring + v, kernels + v, table + slots, entries, start, target + v, width,
-                         channels, n - v, taps_w, stride_w, step_w, low, high)  # fmt: skip
-                if not bounded:
+                         channels, n - v, taps_w, stride_w, step_w, swish, low, high)  # fmt: skip
+                if not at_once:
                     finish(target, residual + ((r * out_w + from_w) * channels + c), width, channels, n,
                            code, first, second, has_residual)  # fmt: skip
 
@@ -255,7 +257,8 @@ def copy_line(x, target, w0, count, width, channels, n):
         vstore(target, i * LANES + lanes(x), zero)
 
 
-def line(buffer, weight, lines, entries, start, y, width, channels, n, taps, stride, step, low, high):
+def line(buffer, weight, lines, entries, start, y, width, channels, n, taps, stride, step,
+         swish, low, high):  # fmt: skip
     """A vector of channels of `width` pixels: strips of STRIP, of which the last may overlap the one before."""
     i = 0
     while i < width:
@@ -273,7 +276,7 @@ def line(buffer, weight, lines, entries, start, y, width, channels, n, taps, str
             sums = strip_7_1(p, weight, lines, entries, start)
         else:
             sums = strip_of_any(p, weight, lines, entries, start, taps, stride * LANES, step * LANES)
-        store(sums, y + i * channels, min(STRIP, width - i), channels, n, low, high)
+        store(sums, y + i * channels, min(STRIP, width - i), channels, n, swish, low, high)
         i += STRIP
 
 
@@ -314,28 +317,50 @@ def strip_of_any(p, weight, lines, entries, start, taps, stride, step):
     return s0, s1, s2, s3, s4, s5, s6
 
 
-def store(sums, y, count, step, n, low, high):
-    """Write n channels of the first `count` sums, held between bounds, to pixels `step` elements apart."""
+def store(sums, y, count, step, n, swish, low, high):
+    """Write n channels of the first `count` sums to pixels `step` elements apart: between bounds, or by HARD_SWISH."""
     s0, s1, s2, s3, s4, s5, s6 = sums
+    if swish:
+        s0, s1, s2 = hard_swish(s0, low, high), hard_swish(s1, low, high), hard_swish(s2, low, high)
+        s3, s4 = hard_swish(s3, low, high), hard_swish(s4, low, high)
+        s5, s6 = hard_swish(s5, low, high), hard_swish(s6, low, high)
+    else:
+        s0, s1, s2, s3 = clamp(s0, low, high), clamp(s1, low, high), clamp(s2, low, high), clamp(s3, low, high)
+        s4, s5, s6 = clamp(s4, low, high), clamp(s5, low, high), clamp(s6, low, high)
     if count == STRIP and n >= lanes(y):
-        vstore(y, 0, vmin_quick(high, vmax_quick(low, s0)))
-        vstore(y, step, vmin_quick(high, vmax_quick(low, s1)))
-        vstore(y, 2 * step, vmin_quick(high, vmax_quick(low, s2)))
-        vstore(y, 3 * step, vmin_quick(high, vmax_quick(low, s3)))
-        vstore(y, 4 * step, vmin_quick(high, vmax_quick(low, s4)))
-        vstore(y, 5 * step, vmin_quick(high, vmax_quick(low, s5)))
-        vstore(y, 6 * step, vmin_quick(high, vmax_quick(low, s6)))
+        vstore(y, 0, s0)
+        vstore(y, step, s1)
+        vstore(y, 2 * step, s2)
+        vstore(y, 3 * step, s3)
+        vstore(y, 4 * step, s4)
+        vstore(y, 5 * step, s5)
+        vstore(y, 6 * step, s6)
     else:
         for i in range(count):
-            vstore_part(y, i * step, vmin_quick(high, vmax_quick(low, s0)), n)
+            vstore_part(y, i * step, s0, n)
             s0, s1, s2, s3, s4, s5 = s1, s2, s3, s4, s5, s6
+
+
+def clamp(x, low, high):
+    return activate(x, CLAMP, low, high)
+
+
+def hard_swish(x, factor, shift):
+    return activate(x, HARD_SWISH, factor, shift)
 
 
 def finish(y, residual, width, step, n, code, first, second, has_residual):
     """Add the residual and apply the activation to n channels of `width` pixels."""
     for i in range(width):
         for v in range(0, n, lanes(y)):
-            total = vload_part(y, i * step + v, n - v)
-            if has_residual != 0:
-                total = total + vload_part(residual, i * step + v, n - v)
-            vstore_part(y, i * step + v, activate(total, code, first, second), n - v)
+            at = i * step + v
+            if v + lanes(y) <= n:
+                total = vload(y, at)
+                if has_residual != 0:
+                    total = total + vload(residual, at)
+                vstore(y, at, activate(total, code, first, second))
+            else:
+                total = vload_part(y, at, n - v)
+                if has_residual != 0:
+                    total = total + vload_part(residual, at, n - v)
+                vstore_part(y, at, activate(total, code, first, second), n - v)

@@ -149,12 +149,6 @@ def output_line_4(m0, m1, m2, m3, m4, m5):
     )
 
 
-def load_6(p, step):
-    """Six vectors, `step` elements apart."""
-    a, b, c = vload(p, 0), vload(p, step), vload(p, 2 * step)
-    return a, b, c, vload(p, 3 * step), vload(p, 4 * step), vload(p, 5 * step)
-
-
 def transform_input_4(x, offsets, half, u, step):
     """u = B^T d B for one vector of channels of a tile.
 
@@ -162,40 +156,40 @@ def transform_input_4(x, offsets, half, u, step):
     """
     w = lanes(x)
     for j in range(6):  # B^T d: down the columns
-        d = vload(x, offsets[j]), vload(x, offsets[6 + j]), vload(x, offsets[12 + j])
-        e = vload(x, offsets[18 + j]), vload(x, offsets[24 + j]), vload(x, offsets[30 + j])
-        column = input_line_4(d[0], d[1], d[2], e[0], e[1], e[2])
-        store_4(half + j * w, 6 * w, column[0], column[1], column[2], column[3])
-        vstore(half, (24 + j) * w, column[4])
-        vstore(half, (30 + j) * w, column[5])
+        store_6(half + j * w, 6 * w, input_line_4(*gather_6(x, offsets + j)))
     for i in range(6):  # (B^T d) B: along the rows
-        d = load_6(half + i * 6 * w, w)
-        row = input_line_4(d[0], d[1], d[2], d[3], d[4], d[5])
-        to = u + i * 6 * step
-        store_4(to, step, row[0], row[1], row[2], row[3])
-        vstore(to, 4 * step, row[4])
-        vstore(to, 5 * step, row[5])
+        store_6(u + i * 6 * step, step, input_line_4(*load_6(half + i * 6 * w, w)))
 
 
 def transform_output_4(m, step, half):
     """A^T m A for one vector of filters of a tile, to the first 16 vectors of `half`. Point p lies at m[p * step]."""
     w = lanes(m)
     for j in range(6):  # A^T m
-        d = load_6(m + j * step, 6 * step)
-        column = output_line_4(d[0], d[1], d[2], d[3], d[4], d[5])
-        store_4(half + j * w, 6 * w, column[0], column[1], column[2], column[3])
+        store_4(half + j * w, 6 * w, output_line_4(*load_6(m + j * step, 6 * step)))
     for i in range(4):  # (A^T m) A; row i is read before the results of row i overwrite it
-        d = load_6(half + i * 6 * w, w)
-        row = output_line_4(d[0], d[1], d[2], d[3], d[4], d[5])
-        store_4(half + i * 4 * w, w, row[0], row[1], row[2], row[3])
+        store_4(half + i * 4 * w, w, output_line_4(*load_6(half + i * 6 * w, w)))
 
 
-def store_4(p, step, a, b, c, d):
-    """Four vectors, `step` elements apart."""
-    vstore(p, 0, a)
-    vstore(p, step, b)
-    vstore(p, 2 * step, c)
-    vstore(p, 3 * step, d)
+def gather_6(x, offsets):
+    """The six vectors of a column of a tile of 6 x 6 pixels."""
+    a, b, c = vload(x, offsets[0]), vload(x, offsets[6]), vload(x, offsets[12])
+    return a, b, c, vload(x, offsets[18]), vload(x, offsets[24]), vload(x, offsets[30])
+
+
+def load_6(p, step):
+    """Six vectors, `step` elements apart."""
+    a, b, c = vload(p, 0), vload(p, step), vload(p, 2 * step)
+    return a, b, c, vload(p, 3 * step), vload(p, 4 * step), vload(p, 5 * step)
+
+
+def store_6(p, step, v):
+    """Six vectors, `step` elements apart."""
+    vstore(p, 0, v[0])
+    vstore(p, step, v[1])
+    vstore(p, 2 * step, v[2])
+    vstore(p, 3 * step, v[3])
+    vstore(p, 4 * step, v[4])
+    vstore(p, 5 * step, v[5])
 
 
 # ---------------------------------------------------------------- F(2, 3) in one dimension
@@ -215,28 +209,42 @@ def transform_input_2(x, offsets, half, u, step):
     """u = B^T d B for one vector of channels of a tile; as transform_input_4, with (4, 4) pixels and 16 points."""
     w = lanes(x)
     for j in range(4):
-        d = vload(x, offsets[j]), vload(x, offsets[4 + j]), vload(x, offsets[8 + j]), vload(x, offsets[12 + j])
-        column = input_line_2(d[0], d[1], d[2], d[3])
-        store_4(half + j * w, 4 * w, column[0], column[1], column[2], column[3])
+        store_4(half + j * w, 4 * w, input_line_2(*gather_4(x, offsets + j)))
     for i in range(4):
-        line = half + i * 4 * w
-        row = input_line_2(vload(line, 0), vload(line, w), vload(line, 2 * w), vload(line, 3 * w))
-        store_4(u + i * 4 * step, step, row[0], row[1], row[2], row[3])
+        store_4(u + i * 4 * step, step, input_line_2(*load_4(half + i * 4 * w, w)))
 
 
 def transform_output_2(m, step, half):
     """A^T m A for one vector of filters of a tile, to the first 4 vectors of `half`."""
     w = lanes(m)
     for j in range(4):
-        line = m + j * step
-        column = output_line_2(vload(line, 0), vload(line, 4 * step), vload(line, 8 * step), vload(line, 12 * step))
-        vstore(half, j * w, column[0])
-        vstore(half, (4 + j) * w, column[1])
+        store_2(half + j * w, 4 * w, output_line_2(*load_4(m + j * step, 4 * step)))
     for i in range(2):
-        line = half + i * 4 * w
-        row = output_line_2(vload(line, 0), vload(line, w), vload(line, 2 * w), vload(line, 3 * w))
-        vstore(half, i * 2 * w, row[0])
-        vstore(half, (i * 2 + 1) * w, row[1])
+        store_2(half + i * 2 * w, w, output_line_2(*load_4(half + i * 4 * w, w)))
+
+
+def gather_4(x, offsets):
+    """The four vectors of a column of a tile of 4 x 4 pixels."""
+    return vload(x, offsets[0]), vload(x, offsets[4]), vload(x, offsets[8]), vload(x, offsets[12])
+
+
+def load_4(p, step):
+    """Four vectors, `step` elements apart."""
+    return vload(p, 0), vload(p, step), vload(p, 2 * step), vload(p, 3 * step)
+
+
+def store_4(p, step, v):
+    """Four vectors, `step` elements apart."""
+    vstore(p, 0, v[0])
+    vstore(p, step, v[1])
+    vstore(p, 2 * step, v[2])
+    vstore(p, 3 * step, v[3])
+
+
+def store_2(p, step, v):
+    """Two vectors, `step` elements apart."""
+    vstore(p, 0, v[0])
+    vstore(p, step, v[1])
 
 
 # ---------------------------------------------------------------- the convolution
@@ -353,7 +361,7 @@ def winograd(name, size, transform_input, transform_output, tolerance):
         x: (batch, height, width, channels), at least 8 channels; weight: see pack_weights; bias: (filters,);
         residual, y: (batch, out height, out width, filters); zeros: CHANNELS zeros; table, scratch: table_words and
         scratch_words per thread. 2 * tiles * points * channels * filters FLOPs in products. Error, measured against
-        the largest result: 4e-6 for F(4x4) and 1e-6 for F(2x2) at 512 channels, 2e-6 for the plain sum; every result
+        the largest result: 4e-6 for F(4x4) and 2e-6 for F(2x2) at 512 channels, 2e-6 for the plain sum; every result
         bears the rounding errors of its tile's. Work is split over tiles; where there are few, over panels of filters,
         and each thread transforms the input for itself.
         """

@@ -75,13 +75,14 @@ def winograd_size(batch: int, channels: int, filters: int, out: Sequence[Any]) -
 
     Measured in GFLOP/s of the plain formula on one core of a Zen 3 (register tile at 97 GFLOP/s):
 
-        channels = filters, size    direct  F(2x2)  F(4x4)  ONNX Runtime
-        16, 56x56                     60     102     129        79
-        64, 56x56                     91     163     256        92
-        128, 28x28                    91     164     228        93
-        256, 14x14                    88     185     227        93
-        512, 14x14                    72     148     184        85
-        512, 7x7                      74     132      99        81
+        channels = filters, size    direct  F(2x2)  F(4x4)  ONNX Runtime  OpenVINO
+        16, 56x56                     88      83     147        89           128
+        32, 28x28                    104     151     210       105           105
+        64, 56x56                     85     167     278        88            92
+        128, 28x28                    97     180     251        83            88
+        256, 14x14                    91     155     171        94            92
+        512, 14x14                    73     159     176        83            75
+        512, 7x7                      71      99      80        78            75
 
     A larger tile has heavier weights (4 instead of 1.8 times the original ones), and is taken where it saves a tenth of
     the time. What is best for one thread is so for two.

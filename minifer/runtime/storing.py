@@ -2,7 +2,7 @@
 
 What is kept: plans of one stage whose steps are all kernels, with tensor inputs of the types that NumPy has. Equal
 constants are written once, and those that lie in the model's own file not at all. A few plans are kept of each model,
-and a bounded number of bytes in all; the entries used least recently go first.
+and a bounded number of bytes in all: large entries that were not used for long go first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from minifer.runtime.launch import address_of
 from minifer.runtime.records import Table, words_of
 from minifer.runtime.stored import ModelFile, Stamp
 
-LARGEST = 1 << 31  # bytes of all entries
+LARGEST = 1 << 32  # bytes of all entries
+SHARE = 4  # an entry is not written where it would take more than this part of the free space of the disk
 MOST_PLANS = 8  # of one model
 MOST_FILES = 8  # of constants of one model
 TRIES = 4  # plans that one session offers
@@ -181,6 +182,9 @@ class _Entry:
         folder = stored.folder()
         if sum(size for _, size, _ in self.segments) + self.constants.size > LARGEST // 2:
             raise NotKept("too large")
+        disk = os.statvfs(folder)
+        if self.constants.size * SHARE > disk.f_bavail * disk.f_frsize:
+            raise NotKept("the disk is nearly full")
         if self.constants.new:
             name = f"{self.file.key}.{os.getpid()}.{time.time_ns()}.constants"
             path = os.path.join(folder, name)
@@ -307,8 +311,8 @@ def _output(name: str, executor: Executor, stage: Stage, bases: _Bases) -> tuple
 
 
 def prune(limit: int | None = None) -> None:
-    """Delete entries, the least recently used first, until all together take at most `limit` bytes; and files that
-    belong to no entry."""
+    """Delete entries until all together take at most `limit` bytes, and files that belong to no entry. The first to go
+    is the one of the most bytes times seconds since its last use: a large model does not drive out many small ones."""
     limit = LARGEST if limit is None else limit
     entries: dict[str, list[os.DirEntry[str]]] = {}
     with os.scandir(stored.folder()) as listed:
@@ -324,9 +328,10 @@ def prune(limit: int | None = None) -> None:
                 if loose and now - item.stat().st_mtime > ABANDONED:
                     os.unlink(item.path)
             if whole:
-                ages.append((whole[0].stat().st_mtime, sum(f.stat().st_size for f in files), files))
+                size = sum(f.stat().st_size for f in files)
+                ages.append((size * max(now - whole[0].stat().st_mtime, 0.0), size, files))
     total = sum(size for _, size, _ in ages)
-    for _, size, files in sorted(ages, key=lambda entry: entry[0]):
+    for _, size, files in sorted(ages, key=lambda entry: -entry[0]):
         if total <= limit:
             break
         total -= size

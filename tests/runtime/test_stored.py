@@ -572,6 +572,24 @@ def test_the_least_recently_used_go_first(tmp_path):
     assert [run(p)[1] for p in (paths[0], paths[3], paths[2], paths[1])] == [True, True, False, False]
 
 
+def test_a_large_model_goes_before_small_ones(tmp_path):
+    sizes = {"small": (64, 1000), "large": (8192, 500), "new": (64, 0)}
+    for name, (width, age) in sizes.items():
+        weights = floats(64, width)
+        (tmp_path / name).write_bytes(file([node("MatMul", "x w", "y")], {"x": "float32[n,64]"}, "y", {"w": weights}))
+        run(tmp_path / name)
+        newest = max(plans(), key=os.path.getmtime)
+        os.utime(newest, (time.time() - age,) * 2)
+    storing.prune(sum(map(os.path.getsize, (*plans(), *constants()))) - 1)
+    assert {name: run(tmp_path / name)[1] for name in sizes} == {"small": True, "large": False, "new": True}
+
+
+def test_a_disk_that_is_nearly_full(path, monkeypatch):
+    monkeypatch.setattr(storing, "SHARE", 1 << 60)
+    run(path)
+    assert plans() == []
+
+
 def test_abandoned_files_go(path):
     run(path)
     for name in ("a.plan.12.34", "b.1.2.constants", f"{os.path.basename(plans()[0])[:-5]}.9.9.constants"):
