@@ -55,6 +55,61 @@ def test_activation_runs_in_the_epilogue(op, attrs, group):
     assert not any(k.node.op == op for k in kernels)
 
 
+@pytest.mark.parametrize("group, residual", [(1, False), (20, False), (20, True)])
+def test_scale_and_shift_of_hard_swish_run_in_the_epilogue(group, residual):
+    inputs = {"x": draw(1, 20, 7, 9)}
+    consts = {"w": draw(20, 20 // group, 3, 3), "s": draw(1), "t": draw(1)}
+    attrs = {"group": group, "pads": [1, 1, 1, 1]}
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], **attrs), node("Add", ["c", "x"], ["r"]),
+        node("HardSwish", ["r" if residual else "c"], ["h"]), node("Mul", ["s", "h"], ["m"]),
+        node("Add", ["m", "t"], ["a"]), node("Mul", ["a", "t"], ["y"]),
+    ]  # fmt: skip
+    del nodes[1 : 1 if residual else 2]
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    assert {k.node.op for k in kernels} == {"Conv"}
+
+
+def test_a_scale_per_channel_follows_hard_swish():
+    inputs, consts = {"x": draw(1, 20, 7, 9)}, {"w": draw(20, 1, 3, 3), "s": draw(20, 1, 1)}
+    nodes = [node("Conv", ["x", "w"], ["c"], group=20), node("HardSwish", ["c"], ["h"]), node("Mul", ["h", "s"], ["y"])]
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    assert "Mul" in {k.node.op for k in kernels}
+
+
+DEPTHWISE = [
+    # channels, size, taps, stride: lines in several tiles, several blocks of channels, and fewer than a strip
+    (40, (9, 150), (7, 7), (1, 1)), (16, (12, 131), (3, 3), (2, 2)), (130, (5, 4), (5, 5), (2, 2)),
+    (8, (11, 30), (3, 3), (2, 1)), (23, (6, 17), (5, 3), (1, 3)), (64, (7, 7), (7, 7), (1, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("channels, size, taps, strides", DEPTHWISE)
+@pytest.mark.parametrize("after", ["Relu", "HardSwish", "Sigmoid"])
+def test_depthwise(channels, size, taps, strides, after):
+    inputs = {"x": draw(2, channels, *size)}
+    consts = {"w": draw(channels, 1, *taps), "b": draw(channels)}
+    pads = [t // 2 for t in taps] * 2
+    nodes = [
+        node("Conv", ["x", "w", "b"], ["c"], group=channels, pads=pads, strides=list(strides)),
+        node(after, ["c"], ["y"]),
+    ]
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    assert "depthwise" in {k.kernel.name for k in kernels}
+
+
+def test_a_constant_is_laid_out_while_planning():
+    inputs, consts = {"x": draw(1, 20, 7, 9)}, {"w": draw(20, 20, 3, 3), "k": draw(1, 20, 7, 9)}
+    attrs = {"pads": [1, 1, 1, 1]}
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], **attrs), node("Concat", ["c", "k"], ["j"], axis=1),
+        node("GlobalAveragePool", ["j"], ["y"]),
+    ]  # fmt: skip
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    moved = [k for k in kernels if k.kernel.name.startswith("transpose")]
+    assert not any(slot.buffer.kind == "const" for k in moved for slot in k.reads)
+
+
 @pytest.mark.parametrize("group", [1, 12])
 def test_bias_residual_and_clip_run_in_the_epilogue(group):
     inputs = {"x": draw(2, 12, 9, 9)}
@@ -101,6 +156,26 @@ def test_conv_transpose(x, w, attrs):
     nodes = [node("ConvTranspose", ["x", "w", "b"], ["t"], **attrs), node("Relu", ["t"], ["y"])]
     kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
     assert {k.node.op for k in kernels} == {"ConvTranspose"}
+
+
+SPREAD = [
+    # x, w, taps = strides: panels within a line of the result, across lines, and a lone filter
+    ((2, 24, 5, 7), (24, 24, 2, 2)), ((1, 24, 3, 20), (24, 1, 2, 2)), ((1, 7, 4, 9), (7, 5, 3, 2)),
+    ((2, 6, 13), (6, 9, 4)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("x, w", SPREAD)
+@pytest.mark.parametrize("after", ["Relu", "Sigmoid"])
+def test_conv_transpose_with_taps_apart(x, w, after):
+    inputs, consts = {"x": draw(*x)}, {"w": draw(*w), "b": draw(w[1]), "k": draw(1, w[1], *[1] * (len(x) - 2))}
+    nodes = [
+        node("ConvTranspose", ["x", "w", "b"], ["t"], strides=list(w[2:])), node("Add", ["t", "k"], ["a"]),
+        node(after, ["a"], ["y"]),
+    ]  # fmt: skip
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    assert {k.node.op for k in kernels} == {"ConvTranspose"}
+    assert "spread" in {k.kernel.name for k in kernels}
 
 
 POOLS = [

@@ -38,7 +38,7 @@ def test_left_alone(case):
     nodes = [*SQUEEZE, node("Mul", ["x", "g"], ["p"]), node("Add", ["x", "p"], ["y"])]
     outputs = ("y", "p") if case == "product read twice" else ("y",)
     if case == "whole gate":
-        nodes[1] = node("Sigmoid", ["x"], ["g"])
+        nodes[1] = node("Tanh", ["x"], ["g"])
         nodes.append(node("Identity", ["m"], ["z"]))
         outputs = ("y", "z")
     if case == "another image":

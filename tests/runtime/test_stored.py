@@ -38,6 +38,7 @@ def keep(tmp_path, monkeypatch):
     monkeypatch.setattr(storing, "WORTH", -1.0)
     monkeypatch.setattr(stored, "SOON", -1)
     monkeypatch.setattr(stored, "COARSE", -1)
+    monkeypatch.setattr(registry, "_USER", type(registry._USER)())  # other tests register operators of their own
 
 
 @pytest.fixture
