@@ -74,12 +74,14 @@ def build_kernels(families: Sequence[str]) -> int:
 
 
 def clear() -> int:
-    """Delete the built libraries in the cache directory."""
+    """Delete the built libraries in the cache directory, and the planned models."""
     from minifer.cli._text import bytes_text
     from minifer.codegen import store
+    from minifer.runtime import stored
 
     folder = Path(store.cache_directory())
     files = sorted({path for pattern in BUILT_FILES for path in folder.glob(pattern)})
+    files += sorted(p for p in Path(stored.folder()).glob("*") if p.suffix in (".plan", ".constants"))
     size = sum(path.stat().st_size for path in files)
     for path in files:
         path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from minifer.errors import ShapeError
 from minifer.ir import TensorType
 from minifer.ops.lower_move import reshape
-from minifer.ops.registry import Op, register
+from minifer.ops.registry import Declined, Op, register
 from minifer.ops.shapes import integers, product, wrap_axes
 
 
@@ -145,7 +145,16 @@ register(
     Op("Squeeze", since=1, infer=lambda call: _infer_squeezed(call, call.attr("axes")), reference=_squeeze_1,
        lower=reshape)
 )  # fmt: skip
-register(Op("Squeeze", since=13, infer=_infer_squeeze, reference=_squeeze, lower=reshape))
+
+
+def _lower_with_axes(low):
+    """Axes that only the run tells are checked there, even where the result could have one shape only."""
+    if low.has(1) and low.value(1) is None:
+        return Declined("the axes are not constant")
+    return reshape(low)
+
+
+register(Op("Squeeze", since=13, infer=_infer_squeeze, reference=_squeeze, lower=_lower_with_axes))
 
 
 def _unsqueezed(shape, axes, fail):
@@ -183,4 +192,4 @@ def _infer_unsqueeze_1(call):
 
 
 register(Op("Unsqueeze", since=1, infer=_infer_unsqueeze_1, reference=_unsqueeze_1, lower=reshape))
-register(Op("Unsqueeze", since=13, infer=_infer_unsqueeze, reference=_unsqueeze, lower=reshape))
+register(Op("Unsqueeze", since=13, infer=_infer_unsqueeze, reference=_unsqueeze, lower=_lower_with_axes))

@@ -253,7 +253,7 @@ def content_digest(content: np.ndarray) -> bytes:
     return sha256(content.data).digest()
 
 
-_immortal: list[mmap.mmap] = []  # code: a worker may be in it to the very end
+_code: dict[bytes, mmap.mmap] = {}  # by what seals it; it stays for ever, as a worker may be in it to the very end
 
 
 
@@ -311,10 +311,12 @@ class Stored:
                 os.utime(path)
 
 
-def _executable(file: int, place: int, size: int) -> int:
-    """The address of machine code in a file, mapped so that it can be run; it stays for ever."""
-    memory = mmap.mmap(file, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_EXEC, offset=place)
-    _immortal.append(memory)
+def _executable(file: int, place: int, size: int, seal: bytes) -> int:
+    """The address of machine code in a file, mapped once so that it can be run."""
+    memory = _code.get(seal)
+    if memory is None:
+        memory = mmap.mmap(file, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_EXEC, offset=place)
+        memory = _code.setdefault(seal, memory)
     return address_of(np.frombuffer(memory, np.uint8))
 
 
@@ -423,7 +425,7 @@ def find(model: ModelFile) -> Stored | None:
             description, data, code_at = found
             if any(stamp_of(os.stat(path)) != stamp for path, stamp in description["files"]):
                 return None
-            code = _executable(file.fileno(), code_at, len(data) - code_at)
+            code = _executable(file.fileno(), code_at, len(data) - code_at, data[:HEAD])
         stored = Stored(model, description, code)
         if description["boot"] != boot() or not description["boot"]:
             stored.check_content()

@@ -139,6 +139,15 @@ def test_any_layout_of_the_input(path):
         assert found and np.array_equal(result, first)
 
 
+def test_many_loads_map_the_code_once(path):
+    run(path)
+    run(path)
+    before = len(stored._code)
+    for _ in range(5):
+        assert run(path)[1]
+    assert len(stored._code) == before
+
+
 def test_results_belong_to_the_caller(path):
     run(path)
     with minifer.load(path) as session:
