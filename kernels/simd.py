@@ -450,8 +450,9 @@ def bitcast(v, element):
     """The bits of v seen as another element type of the same size. v may be a number (f32 <-> i32, f64 <-> i64)."""
     if isinstance(v, np.ndarray) and v.ndim:
         return v.view(element.dtype)
-    source = {4: np.int32, 8: np.int64}[element.dtype.itemsize] if isinstance(v, int) else type(v)
-    return as_element(element, np.array([v], source).view(element.dtype)[0])
+    if isinstance(v, int):  # bits above the element's are lost, as when it is stored
+        v = np.array([v], np.int64).astype({4: np.int32, 8: np.int64}[element.dtype.itemsize])[0]
+    return as_element(element, np.array([v]).view(element.dtype)[0])
 
 
 def _tree(v: Vec, combine):
