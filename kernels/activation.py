@@ -6,10 +6,17 @@ follows it, and kernels need not be compiled once per activation.
 
 from __future__ import annotations
 
+import numpy as np
+
 from minifer.kernels.mathfn import erf, expm1, sigmoid, softplus, tanh
 from minifer.kernels.simd import lanes, vfma, vload, vload_part, vmax_quick, vmin_quick, vselect, vstore, vstore_part
 
 CLAMP, LEAKY, SIGMOID, TANH, SILU, HARD_SIGMOID, HARD_SWISH, GELU, GELU_TANH, ELU, SOFTPLUS, MISH = range(12)
+
+
+def activation_reference(x, code, first, second):
+    """The activations that examples draw."""
+    return np.clip(x, first, second) if code == CLAMP else np.where(x < 0, x * first, x)
 
 
 def activate(x, code, first, second):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minifer.kernels.activation import CLAMP
+from minifer.kernels.activation import activation_reference
 from minifer.kernels.gemm import accumulate, block_size, finish, next_rows
 from minifer.kernels.simd import (
     MR,
@@ -110,11 +110,6 @@ def conv_reference(x, weight, bias, residual, y, zeros, table, g, code, first, s
     if has_residual:
         result, magnitude = result + residual, magnitude + abs(residual)
     return {"y": (activation_reference(result, code, first, second), np.maximum(magnitude, 1))}
-
-
-def activation_reference(x, code, first, second):
-    """The activations that examples draw."""
-    return np.clip(x, first, second) if code == CLAMP else np.where(x < 0, x * first, x)
 
 
 def conv_example(rng, size):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minifer.kernels.activation import CLAMP, activate_rows
+from minifer.kernels.activation import CLAMP, activate_rows, activation_reference
 from minifer.kernels.conv import (
     BATCH,
     CHANNELS,
@@ -37,7 +37,6 @@ from minifer.kernels.conv import (
     TAPS_D,
     TAPS_H,
     TAPS_W,
-    activation_reference,
     geometry,
     pack_weights,
 )

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from minifer.kernels.activation import CLAMP, HARD_SWISH, LEAKY, activate
+from minifer.kernels.activation import CLAMP, HARD_SWISH, LEAKY, activate, activation_reference
 from minifer.kernels.conv import (
     BATCH,
     CHANNELS,
@@ -35,7 +35,6 @@ from minifer.kernels.conv import (
     TAPS_D,
     TAPS_H,
     TAPS_W,
-    activation_reference,
     geometry,
 )
 from minifer.kernels.simd import (

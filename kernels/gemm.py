@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minifer.kernels.activation import CLAMP, activate_rows
+from minifer.kernels.activation import CLAMP, activate_rows, activation_reference
 from minifer.kernels.simd import (
     MR,
     NR,
@@ -116,14 +116,9 @@ def gemm_reference(a, b, c, bias, residual, m, n, k, lda, ldc, has_bias, has_res
     offset = bias.astype(np.float64) * has_bias + residual[:, :n].astype(np.float64) * has_residual
     expected, magnitude = c.astype(np.float64), np.ones(c.shape)
     total = wide_a @ wide_b + offset
-    expected[:, :n] = activation_of(total, code, first, second)
+    expected[:, :n] = activation_reference(total, code, first, second)
     magnitude[:, :n] = np.abs(wide_a) @ np.abs(wide_b) + np.abs(offset) + 1
     return {"c": (expected, magnitude)}
-
-
-def activation_of(x, code, first, second):
-    """The activations that examples draw."""
-    return np.clip(x, first, second) if code == CLAMP else np.where(x < 0, x * first, x)
 
 
 def accumulate(acc, rows, first, b, k):

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,27 @@ import numpy as np
 from minifer.ir import Graph, Node
 from minifer.passes.match import Matcher, Types, other, replace_nodes
 
+#: (matcher, node, new constants) -> (the node replaced, the nodes in its place), or None
+Change = Callable[[Matcher, Node, dict[str, Any]], "tuple[Node, list[Node]] | None"]
 
-def gemm_rows(graph: Graph, types: Types | None = None) -> Graph:
-    """Gemm between two Reshapes that make a matrix of its input and undo it -> MatMul and Add."""
-    if not any(node.op == "Gemm" and not node.domain for node in graph.nodes):
+
+def _each(graph: Graph, types: Types | None, ops: tuple[str, ...], change: Change) -> Graph:
+    """The graph with what `change` puts in place of nodes of these operators."""
+    if not any(node.op in ops and not node.domain for node in graph.nodes):
         return graph
     found = (types or Types(graph)).matcher(graph)
     consts: dict[str, Any] = {}
     replaced: dict[int, list[Node]] = {}
     for node in graph.nodes:
-        if node.op == "Gemm" and not node.domain:
-            made = _rows(found, node, consts)
-            if made is not None:
-                replaced[id(made[0])] = made[1]
+        made = change(found, node, consts) if node.op in ops and not node.domain else None
+        if made is not None:
+            replaced[id(made[0])] = made[1]
     return replace_nodes(graph, replaced, consts)
+
+
+def gemm_rows(graph: Graph, types: Types | None = None) -> Graph:
+    """Gemm between two Reshapes that make a matrix of its input and undo it -> MatMul and Add."""
+    return _each(graph, types, ("Gemm",), _rows)
 
 
 def _rows(found: Matcher, gemm: Node, consts: dict[str, Any]) -> tuple[Node, list[Node]] | None:
@@ -62,28 +70,37 @@ def _rows(found: Matcher, gemm: Node, consts: dict[str, Any]) -> tuple[Node, lis
     return after, [product, Node("Add", (f"{name}/product", gemm.inputs[2]), (out,), {}, gemm.name, "", 14)]
 
 
-def split_columns(graph: Graph, types: Types | None = None) -> Graph:
-    """MatMul with constant weights, perhaps plus a constant bias, that a Split cuts into columns -> a MatMul a part."""
-    found = (types or Types(graph)).matcher(graph)
-    consts: dict[str, Any] = {}
-    replaced: dict[int, list[Node]] = {}
-    for node in graph.nodes:
-        if node.op == "Split" and not node.domain:
-            made = _parts(found, node, consts)
-            if made is not None:
-                replaced[id(node)] = made
-    return replace_nodes(graph, replaced, consts)
-
-
-def _parts(found: Matcher, split: Node, consts: dict[str, Any]) -> list[Node] | None:
-    shape, bias = found.shape(split.inputs[0]), None
-    product = found.alone(split.inputs[0], "MatMul", "Add")
+def _product(found: Matcher, name: str) -> tuple[Node | None, np.ndarray | None, np.ndarray | None]:
+    """The MatMul by constants, perhaps plus a constant bias, that writes a value read once: (node, weights, bias)."""
+    product, bias = found.alone(name, "MatMul", "Add"), None
     if product is not None and product.op == "Add":
         plus = product
         name = next((n for n in plus.inputs if found.alone(n, "MatMul")), "")
         bias = found.constants.get(other(plus, name)) if name else None
         product = found.alone(name, "MatMul") if bias is not None else None
-    weight = found.constants.get(product.inputs[1]) if product is not None else None
+    return product, found.constants.get(product.inputs[1]) if product is not None else None, bias
+
+
+def _affine(
+    x: str, weight: np.ndarray, bias: np.ndarray | None, out: str, name: str, consts: dict[str, Any]
+) -> list[Node]:
+    """out = x @ weight + bias, as nodes; the constants go into `consts`."""
+    consts[f"{out}/weight"] = weight
+    if bias is None:
+        return [Node("MatMul", (x, f"{out}/weight"), (out,), {}, name, "", 13)]
+    consts[f"{out}/bias"] = np.ascontiguousarray(bias)
+    product = Node("MatMul", (x, f"{out}/weight"), (f"{out}/product",), {}, name, "", 13)
+    return [product, Node("Add", (f"{out}/product", f"{out}/bias"), (out,), {}, name, "", 14)]
+
+
+def split_columns(graph: Graph, types: Types | None = None) -> Graph:
+    """MatMul with constant weights, perhaps plus a constant bias, that a Split cuts into columns -> a MatMul a part."""
+    return _each(graph, types, ("Split",), _parts)
+
+
+def _parts(found: Matcher, split: Node, consts: dict[str, Any]) -> tuple[Node, list[Node]] | None:
+    shape = found.shape(split.inputs[0])
+    product, weight, bias = _product(found, split.inputs[0])
     if product is None or weight is None or weight.ndim != 2 or not shape or len(shape) < 2:
         return None
     columns = weight.shape[1]
@@ -92,47 +109,31 @@ def _parts(found: Matcher, split: Node, consts: dict[str, Any]) -> list[Node] | 
     sizes = [found.shape(n) for n in split.outputs]
     if any(not s or not isinstance(s[-1], int) for s in sizes):
         return None
-    made, start = [], 0
+    made: list[Node] = []
+    start = 0
     for out, size in zip(split.outputs, sizes):
         assert size
         end = start + size[-1]
-        part = f"{out}/weight"
-        consts[part] = weight[:, start:end]
-        direct = out if bias is None else f"{out}/product"
-        made.append(Node("MatMul", (product.inputs[0], part), (direct,), {}, product.name, "", 13))
-        if bias is not None:
-            consts[f"{out}/bias"] = np.ascontiguousarray(bias[start:end])
-            made.append(Node("Add", (direct, f"{out}/bias"), (out,), {}, product.name, "", 14))
+        cut = None if bias is None else bias[start:end]
+        made += _affine(product.inputs[0], weight[:, start:end], cut, out, product.name, consts)
         start = end
-    return made if start == columns else None
+    return (split, made) if start == columns else None
 
 
 def fold_columns(graph: Graph, types: Types | None = None) -> Graph:
     """(x W + b) * c with constants, c one number or one a column -> x (W c) + b c."""
-    found = (types or Types(graph)).matcher(graph)
-    consts: dict[str, Any] = {}
-    replaced: dict[int, list[Node]] = {}
-    for node in graph.nodes:
-        if node.op in ("Mul", "Div") and not node.domain and node.version >= 7:
-            made = _scaled(found, node, consts)
-            if made is not None:
-                replaced[id(node)] = made
-    return replace_nodes(graph, replaced, consts)
+    return _each(graph, types, ("Mul", "Div"), _scaled)
 
 
-def _scaled(found: Matcher, scale: Node, consts: dict[str, Any]) -> list[Node] | None:
+def _scaled(found: Matcher, scale: Node, consts: dict[str, Any]) -> tuple[Node, list[Node]] | None:
+    if scale.version < 7:
+        return None
     name = next((n for n in scale.inputs if found.alone(n, "MatMul", "Add")), "")
     factor = found.constants.get(other(scale, name)) if name else None
     shape = found.shape(scale.outputs[0])
     if factor is None or factor.dtype != np.float32 or not shape or (scale.op == "Div" and name != scale.inputs[0]):
         return None
-    product, bias = found.alone(name, "MatMul", "Add"), None
-    if product is not None and product.op == "Add":
-        plus = product
-        name = next((n for n in plus.inputs if found.alone(n, "MatMul")), "")
-        bias = found.constants.get(other(plus, name)) if name else None
-        product = found.alone(name, "MatMul") if bias is not None else None
-    weight = found.constants.get(product.inputs[1]) if product is not None else None
+    product, weight, bias = _product(found, name)
     if product is None or weight is None or weight.ndim != 2 or weight.dtype != np.float32 or factor.ndim > len(shape):
         return None
     columns = weight.shape[1]
@@ -144,11 +145,6 @@ def _scaled(found: Matcher, scale: Node, consts: dict[str, Any]) -> list[Node] |
         if not factor.all():
             return None
         factor = 1 / factor
-    row, out = factor.reshape(-1), scale.outputs[0]
-    consts[f"{out}/weight"] = weight * row
-    direct = out if bias is None else f"{out}/product"
-    made = [Node("MatMul", (product.inputs[0], f"{out}/weight"), (direct,), {}, product.name, "", 13)]
-    if bias is not None:
-        consts[f"{out}/bias"] = bias * row
-        made.append(Node("Add", (direct, f"{out}/bias"), (out,), {}, product.name, "", 14))
-    return made
+    row = factor.reshape(-1)
+    scaled = None if bias is None else bias * row
+    return scale, _affine(product.inputs[0], weight * row, scaled, scale.outputs[0], product.name, consts)

@@ -39,6 +39,7 @@ from minifer.plan.plan import (
     Slot,
     Step,
     itemsize,
+    lifetimes,
 )
 
 FOLD_LIMIT = 1 << 26  # bytes: a larger result is computed at run time rather than kept in the plan
@@ -401,19 +402,7 @@ class Planner:
 
     def _place(self, leaving: Sequence[Slot]) -> int:
         """Give each arena buffer its offset; what leaves the stage from the arena lives to its end."""
-        spans: dict[Buffer, list[int]] = {}
-        for i, step in enumerate(self.steps):
-            used: list[Any]
-            if isinstance(step, KernelStep):
-                used = [*step.reads, *step.writes]
-            else:
-                used = [*step.inputs, *(s for _, s in step.captured)]
-            for slot in used:
-                if isinstance(slot, Slot) and slot.buffer.kind == "arena":
-                    spans.setdefault(slot.buffer, [i, i])[1] = i
-        for slot in leaving:
-            if slot.buffer in spans:
-                spans[slot.buffer][1] = len(self.steps)
+        spans = lifetimes(self.steps, leaving)
         intervals = [(first, last, buffer.nbytes) for buffer, (first, last) in spans.items()]
         offsets, size = arena.place(intervals)
         for buffer, offset in zip(spans, offsets):

@@ -8,6 +8,7 @@ one array: an input, a value made by a Python step, or an output.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,19 +123,7 @@ class Plan:
 
     def least_arena_bytes(self) -> int:
         """The most bytes of intermediate values that live at one step: no arena can be smaller."""
-        spans: dict[Buffer, list[int]] = {}
-        for i, step in enumerate(self.steps):
-            used: list[Any]
-            if isinstance(step, KernelStep):
-                used = [*step.reads, *step.writes]
-            else:
-                used = [*step.inputs, *(s for _, s in step.captured)]
-            for slot in used:
-                if isinstance(slot, Slot) and slot.buffer.kind == "arena":
-                    spans.setdefault(slot.buffer, [i, i])[1] = i
-        for _, slot in self.outputs:
-            if isinstance(slot, Slot) and slot.buffer in spans:
-                spans[slot.buffer][1] = len(self.steps)
+        spans = lifetimes(self.steps, [slot for _, slot in self.outputs if isinstance(slot, Slot)])
         return lower_bound([(first, last, buffer.nbytes) for buffer, (first, last) in spans.items()])
 
     def native_steps(self) -> int:
@@ -144,6 +133,24 @@ class Plan:
     def python_steps(self) -> list[PythonStep]:
         """The steps that run by reference."""
         return [s for s in self.steps if isinstance(s, PythonStep)]
+
+
+def lifetimes(steps: Sequence[Step], leaving: Iterable[Slot]) -> dict[Buffer, list[int]]:
+    """The first and last step that uses each arena buffer; what leaves the stage lives to its end."""
+    spans: dict[Buffer, list[int]] = {}
+    for i, step in enumerate(steps):
+        used: list[Any]
+        if isinstance(step, KernelStep):
+            used = [*step.reads, *step.writes]
+        else:
+            used = [*step.inputs, *(s for _, s in step.captured)]
+        for slot in used:
+            if isinstance(slot, Slot) and slot.buffer.kind == "arena":
+                spans.setdefault(slot.buffer, [i, i])[1] = i
+    for slot in leaving:
+        if slot.buffer in spans:
+            spans[slot.buffer][1] = len(steps)
+    return spans
 
 
 def tensor(slot: Slot) -> TensorType:
