@@ -38,11 +38,6 @@ def panels(n: int) -> int:
     return -(-n // NR)
 
 
-def packed_size(k: int, n: int) -> int:
-    """Elements of a packed B."""
-    return panels(n) * NR * k
-
-
 def pack(b: np.ndarray) -> np.ndarray:
     """B (k, n) packed by NumPy: (panels, k, NR), zeros behind the last column. For weights, at load time."""
     k, n = b.shape
@@ -52,41 +47,6 @@ def pack(b: np.ndarray) -> np.ndarray:
     if n % NR:
         packed[whole, :, : n % NR] = b[:, whole * NR :]
     return packed
-
-
-# ---------------------------------------------------------------- packing
-
-
-def pack_b_example(rng, size):
-    k, n = (int(v) for v in rng.integers(0, 6 * size, 2))
-    row_stride, column_stride = (n, 1) if rng.random() < 0.5 else (1, k)
-    return {
-        "b": rng.standard_normal(k * n).astype(np.float32),
-        "packed": np.full(packed_size(k, n), np.nan, np.float32),
-        "k": k, "n": n, "row_stride": row_stride, "column_stride": column_stride,
-    }  # fmt: skip
-
-
-def pack_b_reference(b, packed, k, n, row_stride, column_stride):
-    return {"packed": pack(b.reshape(k, n) if column_stride == 1 else b.reshape(n, k).T).reshape(-1)}
-
-
-@kernel(reference=pack_b_reference, example=pack_b_example, outputs=("packed",), tolerance=0)
-def pack_b(b: ptr_f32, packed: ptr_f32, k: i64, n: i64, row_stride: i64, column_stride: i64, tid: i64, nthreads: i64):
-    """Pack B[p, j] = b[p * row_stride + j * column_stride] into panels (ceil(n / NR), k, NR); missing columns are 0.
-
-    Moves 8 k n bytes. Exact. Any strides: a transposed B needs no copy of its own.
-    """
-    count = (n + NR - 1) // NR
-    for panel in range(share(count, tid, nthreads), share(count, tid + 1, nthreads)):
-        source = b + panel * NR * column_stride
-        target = packed + panel * NR * k
-        columns = min(NR, n - panel * NR)
-        for p in range(k):
-            for j in range(columns):
-                target[p * NR + j] = source[p * row_stride + j * column_stride]
-            for j in range(columns, NR):
-                target[p * NR + j] = f32(0)
 
 
 # ---------------------------------------------------------------- product

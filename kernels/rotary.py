@@ -30,7 +30,6 @@ from minifer.kernels.spec import f32, i64, kernel, ptr_f32, ptr_i64
 BATCH, HEADS, ROWS, SIZE, HALF, INTERLEAVED, LIMIT = 0, 1, 2, 3, 4, 5, 6
 HAS_PLACES, PLACE_BATCH, PLACE_ROW, PLACE_STEP, CLAMPED = 7, 8, 9, 10, 11
 X, Y = 12, 16  # each: start, strides of batch, head and row
-TABLE_WORDS = 20
 
 
 def table(batch, heads, rows, size, half, interleaved, limit, x, y, places=None, clamped=False) -> np.ndarray:

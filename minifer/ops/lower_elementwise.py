@@ -389,11 +389,6 @@ def lower_binary(name: str) -> Lower:
     return lambda low: apply_binary(low, name)
 
 
-def lower_swapped(name: str) -> Lower:
-    """The same with the inputs exchanged: a > b is b < a."""
-    return lambda low: apply_binary(low, name, (1, 0))
-
-
 def lower_legacy(name: str, swapped: bool = False) -> Lower:
     """The same with the limited broadcasting before opset 7."""
 
