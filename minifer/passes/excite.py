@@ -6,35 +6,33 @@ then one of few numbers, and the whole image is read and written once less. Diff
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from minifer.ir import Graph, Node
-from minifer.passes.match import Matcher, Types, other, replace_nodes
+from minifer.passes.match import Matcher, Types, other, rewrite
 
 
 def excite(graph: Graph, types: Types | None = None) -> Graph:
     """Rewrite each such sum of float32 images."""
-    if not any(node.op == "GlobalAveragePool" for node in graph.nodes):
-        return graph
-    found = (types or Types(graph)).matcher(graph)
-    replaced: dict[int, list[Node]] = {}
-    consts: dict[str, np.ndarray] = {}
-    for node in graph.nodes:
-        match = _match(found, node)
-        if match is not None:
-            x, gate = match
-            made, one = f"{node.outputs[0]}/gate", f"{node.outputs[0]}/one"
-            consts[one] = np.ones((), np.float32)
-            replaced[id(node)] = [
-                Node("Add", (gate, one), (made,), {}, f"{node.name}/gate", "", node.version),
-                Node("Mul", (x, made), node.outputs, {}, node.name, "", node.version),
-            ]
-    return replace_nodes(graph, replaced, consts)
+    return rewrite(graph, types, ("Add",), _gated, needs=("GlobalAveragePool",))
+
+
+def _gated(found: Matcher, node: Node, consts: dict[str, Any]) -> tuple[Node, list[Node]] | None:
+    match = _match(found, node)
+    if match is None:
+        return None
+    x, gate = match
+    made, one = f"{node.outputs[0]}/gate", f"{node.outputs[0]}/one"
+    consts[one] = np.ones((), np.float32)
+    plus = Node("Add", (gate, one), (made,), {}, f"{node.name}/gate", "", node.version)
+    return node, [plus, Node("Mul", (x, made), node.outputs, {}, node.name, "", node.version)]
 
 
 def _match(found: Matcher, node: Node) -> tuple[str, str] | None:
     """(x, gate) where the node is x + x * gate."""
-    if node.op != "Add" or node.domain or node.version < 7 or node.inputs[0] == node.inputs[1]:
+    if node.version < 7 or node.inputs[0] == node.inputs[1]:
         return None
     for x in node.inputs:
         product = found.alone(other(node, x), "Mul")

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from minifer.ir import Graph, Node
-from minifer.passes.match import Matcher, Types, other, replace_nodes
+from minifer.passes.match import Matcher, Types, other, rewrite
 
 #: power of x -> coefficient
 Polynomial = dict[int, float]
@@ -30,16 +31,12 @@ _TANH = {1: math.sqrt(2 / math.pi), 3: math.sqrt(2 / math.pi) * 0.044715}
 
 def gates(graph: Graph, types: Types | None = None) -> Graph:
     """Replace each such activation of float32 numbers by its operator."""
-    if not any(node.op in ("Erf", "Tanh", "Sigmoid") for node in graph.nodes):
-        return graph
-    found = (types or Types(graph)).matcher(graph)
-    replaced: dict[int, list[Node]] = {}
-    for node in graph.nodes:
-        if node.op in ("Erf", "Tanh", "Sigmoid") and not node.domain:
-            match = _gelu(found, node) or _swish(found, node) or _mish(found, node)
-            if match is not None and _fits(found, match[1]):
-                replaced[id(match[0])] = [match[1]]
-    return replace_nodes(graph, replaced)
+    return rewrite(graph, types, ("Erf", "Tanh", "Sigmoid"), _activation)
+
+
+def _activation(found: Matcher, gate: Node, consts: dict[str, Any]) -> tuple[Node, list[Node]] | None:
+    match = _gelu(found, gate) or _swish(found, gate) or _mish(found, gate)
+    return (match[0], [match[1]]) if match is not None and _fits(found, match[1]) else None
 
 
 def _fits(found: Matcher, fused: Node) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from minifer.ir import Graph, Node
 from minifer.ops.shapes import integers
-from minifer.passes.match import Matcher, Types, declined, other, replace_nodes
+from minifer.passes.match import Matcher, Types, declined, other, rewrite
 
 
 @dataclass
@@ -32,18 +32,13 @@ class _Norm:
 
 def layer_norm(graph: Graph, types: Types | None = None) -> Graph:
     """Replace each such normalisation of float32 numbers by its operator."""
-    if not any(node.op in ("Sqrt", "Reciprocal") for node in graph.nodes):
-        return graph
-    found = (types or Types(graph)).matcher(graph)
-    consts: dict[str, Any] = {}
-    replaced: dict[int, list[Node]] = {}
-    for node in graph.nodes:
-        norm = _core(found, node) if node.op in ("Div", "Mul") and not node.domain else None
-        if norm is not None:
-            fused = _finish(found, norm, consts)
-            if fused is not None:
-                replaced[id(fused[0])] = [fused[1]]
-    return replace_nodes(graph, replaced, consts)
+    return rewrite(graph, types, ("Div", "Mul"), _normalised, needs=("Sqrt", "Reciprocal"))
+
+
+def _normalised(found: Matcher, node: Node, consts: dict[str, Any]) -> tuple[Node, list[Node]] | None:
+    norm = _core(found, node)
+    fused = _finish(found, norm, consts) if norm is not None else None
+    return (fused[0], [fused[1]]) if fused is not None else None
 
 
 def _core(found: Matcher, node: Node) -> _Norm | None:

@@ -9,35 +9,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minifer.ir import Graph, Node
-from minifer.passes.match import Matcher, Types, other, replace_nodes
-
-#: (matcher, node, new constants) -> (the node replaced, the nodes in its place), or None
-Change = Callable[[Matcher, Node, dict[str, Any]], "tuple[Node, list[Node]] | None"]
-
-
-def _each(graph: Graph, types: Types | None, ops: tuple[str, ...], change: Change) -> Graph:
-    """The graph with what `change` puts in place of nodes of these operators."""
-    if not any(node.op in ops and not node.domain for node in graph.nodes):
-        return graph
-    found = (types or Types(graph)).matcher(graph)
-    consts: dict[str, Any] = {}
-    replaced: dict[int, list[Node]] = {}
-    for node in graph.nodes:
-        made = change(found, node, consts) if node.op in ops and not node.domain else None
-        if made is not None:
-            replaced[id(made[0])] = made[1]
-    return replace_nodes(graph, replaced, consts)
+from minifer.passes.match import Matcher, Types, other, rewrite
 
 
 def gemm_rows(graph: Graph, types: Types | None = None) -> Graph:
     """Gemm between two Reshapes that make a matrix of its input and undo it -> MatMul and Add."""
-    return _each(graph, types, ("Gemm",), _rows)
+    return rewrite(graph, types, ("Gemm",), _rows)
 
 
 def _rows(found: Matcher, gemm: Node, consts: dict[str, Any]) -> tuple[Node, list[Node]] | None:
@@ -95,7 +77,7 @@ def _affine(
 
 def split_columns(graph: Graph, types: Types | None = None) -> Graph:
     """MatMul with constant weights, perhaps plus a constant bias, that a Split cuts into columns -> a MatMul a part."""
-    return _each(graph, types, ("Split",), _parts)
+    return rewrite(graph, types, ("Split",), _parts)
 
 
 def _parts(found: Matcher, split: Node, consts: dict[str, Any]) -> tuple[Node, list[Node]] | None:
@@ -122,7 +104,7 @@ def _parts(found: Matcher, split: Node, consts: dict[str, Any]) -> tuple[Node, l
 
 def fold_columns(graph: Graph, types: Types | None = None) -> Graph:
     """(x W + b) * c with constants, c one number or one a column -> x (W c) + b c."""
-    return _each(graph, types, ("Mul", "Div"), _scaled)
+    return rewrite(graph, types, ("Mul", "Div"), _scaled)
 
 
 def _scaled(found: Matcher, scale: Node, consts: dict[str, Any]) -> tuple[Node, list[Node]] | None:

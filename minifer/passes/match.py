@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,3 +128,24 @@ def declined(node: Node, why: str) -> Declined:
     if int(os.environ.get("MINIFER_DEBUG") or 0) >= 3:
         print(f"{node.label} is not fused: {why}", file=sys.stderr)
     return Declined(why)
+
+
+#: (matcher, node, new constants) -> (the node replaced, the nodes in its place), or None
+Change = Callable[[Matcher, Node, dict[str, Any]], "tuple[Node, list[Node]] | None"]
+
+
+def rewrite(graph: Graph, types: Types | None, ops: Sequence[str], change: Change, needs: Sequence[str] = ()) -> Graph:
+    """The graph with what `change` puts in place of nodes of the ONNX operators `ops`.
+
+    Where none of the operators `needs` (those of `ops`, if left out) is there, nothing is looked at.
+    """
+    if not any(node.op in (needs or ops) for node in graph.nodes):
+        return graph
+    found = (types or Types(graph)).matcher(graph)
+    consts: dict[str, Any] = {}
+    replaced: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        made = change(found, node, consts) if node.op in ops and not node.domain else None
+        if made is not None:
+            replaced[id(made[0])] = made[1]
+    return replace_nodes(graph, replaced, consts)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from minifer.ir import Graph, Node
-from minifer.passes.match import Matcher, Types, other, replace_nodes
+from minifer.passes.match import Matcher, Types, other, rewrite
 
 #: the work that must be left over at most for the change to be made
 GAIN = 0.6
@@ -23,17 +23,7 @@ GAIN = 0.6
 
 def resize_last(graph: Graph, types: Types | None = None) -> Graph:
     """Rewrite each such convolution of float32 maps whose sizes are known."""
-    if not any(node.op == "Resize" for node in graph.nodes):
-        return graph
-    found = (types or Types(graph)).matcher(graph)
-    consts: dict[str, Any] = {}
-    replaced: dict[int, list[Node]] = {}
-    for node in graph.nodes:
-        if node.op == "Conv" and not node.domain:
-            made = _apart(found, node, consts)
-            if made is not None:
-                replaced[id(node)] = made
-    return replace_nodes(graph, replaced, consts)
+    return rewrite(graph, types, ("Conv",), _apart, needs=("Resize",))
 
 
 def _sizes(found: Matcher, name: str) -> tuple[int, ...] | None:
@@ -42,7 +32,7 @@ def _sizes(found: Matcher, name: str) -> tuple[int, ...] | None:
     return kind.dims if kind is not None and kind.concrete and kind.dtype == "float32" and kind.rank == 4 else None
 
 
-def _apart(found: Matcher, conv: Node, consts: dict[str, Any]) -> list[Node] | None:
+def _apart(found: Matcher, conv: Node, consts: dict[str, Any]) -> tuple[Node, list[Node]] | None:
     """The nodes that take the place of a 1x1 convolution over a Concat of resized maps."""
     weight = found.constants.get(conv.inputs[1])
     bias = found.constants.get(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] else None
@@ -71,7 +61,7 @@ def _apart(found: Matcher, conv: Node, consts: dict[str, Any]) -> list[Node] | N
         after += math.prod(small)
     if after > GAIN * before or weight.shape[1] != sum(channels for *_, channels in parts):
         return None
-    return _sum_of_parts(found, conv, weight[:, :, 0, 0], bias, parts, consts)
+    return conv, _sum_of_parts(found, conv, weight[:, :, 0, 0], bias, parts, consts)
 
 
 def _linear(resize: Node, small: tuple[int, ...], large: tuple[int, ...], channels: int) -> bool:
