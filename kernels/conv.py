@@ -16,13 +16,14 @@ from __future__ import annotations
 import numpy as np
 
 from minifer.kernels.activation import activation_reference
-from minifer.kernels.gemm import accumulate, block_size, finish, next_rows
+from minifer.kernels.gemm import accumulate_ahead, block_size, finish, next_rows
 from minifer.kernels.simd import (
     MR,
     NR,
     SHORT,
     address_of,
     as_ptr,
+    prefetch,
     rows_table,
     share,
     tile_zero,
@@ -190,25 +191,34 @@ def conv(
             n = min(NR, of_group - panel * NR)
             column = group * of_group + panel * NR
             rows, b = base + group * run, weight + q * size
-            i = 0
+            i, turn = 0, 0
             while i < count:
                 m = next_rows(count - i)
+                # each of the first four tiles fetches a quarter of the next panel of weights
+                ahead = (size if turn < 4 else 0) + turn % 4 * (run // 4 * NR)
                 at = (p0 + i) * filters + column
+                if has_residual != 0:
+                    for r in range(m):
+                        prefetch(residual, at + r * filters)
                 if m <= SHORT:
-                    acc = product(tile_zero_short(), rows, mine + i, count, b, entries, run, m)
+                    acc = product(tile_zero_short(), rows, mine + i, count, b, entries, run, m, ahead)
                     finish(acc, y + at, bias + column, residual + at, filters, m, n, has_bias, has_residual, code,
                            first, second)  # fmt: skip
                 else:
-                    tile = product(tile_zero(), rows, mine + i, count, b, entries, run, m)
+                    tile = product(tile_zero(), rows, mine + i, count, b, entries, run, m, ahead)
                     finish(tile, y + at, bias + column, residual + at, filters, m, n, has_bias, has_residual, code,
                            first, second)  # fmt: skip
                 i += m
+                turn += 1
 
 
-def product(acc, x, table, pitch, b, entries, run, m):
-    """The register tile of m pixels by NR filters: acc and the sum over table entries and their runs."""
+def product(acc, x, table, pitch, b, entries, run, m, ahead):
+    """The register tile of m pixels by NR filters: acc and the sum over table entries and their runs.
+
+    `ahead` elements behind the weights lie those to be fetched meanwhile.
+    """
     for e in range(entries):
-        acc = accumulate(acc, rows_table(x, table + e * pitch, m), 0, b, run)
+        acc = accumulate_ahead(acc, rows_table(x, table + e * pitch, m), b, run, b + ahead, 1)
         b = b + run * NR
     return acc
 

@@ -25,7 +25,7 @@ import numpy as np
 from minifer.kernels import conv
 from minifer.kernels.activation import activate
 from minifer.kernels.conv import BATCH, CHANNELS, FILTERS, IN_H, IN_W, OUT_H, OUT_W, PAD_H, PAD_W
-from minifer.kernels.gemm import accumulate, block_size, next_rows
+from minifer.kernels.gemm import accumulate_ahead, block_size, next_rows
 from minifer.kernels.simd import (
     MR,
     NR,
@@ -263,20 +263,29 @@ def tile_offsets(offsets, g, h0, w0, image, side, origin, nothing):
 
 
 def multiply(u, row, u_step, weight, m, m_step, group, points, channels, count):
-    """For each point: m (count tiles, group * NR) = u (count tiles, channels) times `group` panels of weights."""
+    """For each point: m (count tiles, group * NR) = u (count tiles, channels) times `group` panels of weights.
+
+    While the first tiles meet a panel, the next one is fetched.
+    """
+    size = channels * NR
     for p in range(points):
         for j in range(group):
-            b = weight + (j * points + p) * (channels * NR)
-            i = 0
+            b = weight + (j * points + p) * size
+            following = points * size if j + 1 < group else (1 - (group - 1) * points) * size
+            i, turn = 0, 0
             while i < count:
                 valid = next_rows(count - i)
+                ahead = b + (following if turn < 2 else 0) + turn % 2 * (channels // 2 * NR)
                 rows = rows_strided(u + (p * u_step + i * row), row, valid)
                 to = m + (p * m_step + (i * group + j) * NR)
                 if valid <= SHORT:
-                    tile_store(to, group * NR, accumulate(tile_zero_short(), rows, 0, b, channels), valid, NR)
+                    tile_store(
+                        to, group * NR, accumulate_ahead(tile_zero_short(), rows, b, channels, ahead, 2), valid, NR
+                    )
                 else:
-                    tile_store(to, group * NR, accumulate(tile_zero(), rows, 0, b, channels), valid, NR)
+                    tile_store(to, group * NR, accumulate_ahead(tile_zero(), rows, b, channels, ahead, 2), valid, NR)
                 i += valid
+                turn += 1
 
 
 def finish(done, size, y, bias, residual, rows, columns, line, filters, n, code, first, second, has_bias, has_residual):
