@@ -193,7 +193,7 @@ def attention_example(rng, size):
 @kernel(reference=attention_reference, example=attention_example, outputs=("y", "scratch"), tolerance=4e-6)
 def attention(
     q: ptr_f32, k: ptr_f32, v: ptr_f32, y: ptr_f32, bias: ptr_f32, extra: ptr_f32, spans: ptr_i64, sink: ptr_f32,
-    scratch: ptr_f32, g: ptr_i64, scale: f32, softcap: f32, tid: i64, nthreads: i64,
+    scratch: ptr_f32, g: ptr_i64, scale: f32, softcap: f32, slot: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """y[b, h, i] = sum_j w[j] v[b, h', j], w = softmax_j(cap(scale * q[b, h, i] . k[b, h', j]) + bias + extra).
 
@@ -213,7 +213,7 @@ def attention(
     size, width = g[SIZE], g[WIDTH]
     step = KEY_TILES * MR
     padded = (width + MR - 1) // MR * MR
-    turned_q = scratch + tid * ((size + padded + 2 * step + 3) * QUERY_BLOCK + step * padded + lanes(q))
+    turned_q = scratch + slot * ((size + padded + 2 * step + 3) * QUERY_BLOCK + step * padded + lanes(q))
     result = turned_q + size * QUERY_BLOCK
     score = result + padded * QUERY_BLOCK
     work = score + step * QUERY_BLOCK

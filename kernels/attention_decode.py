@@ -75,7 +75,7 @@ def attention_decode_example(rng, size):
 @kernel(reference=attention_reference, example=attention_decode_example, outputs=("y", "scratch"), tolerance=4e-6)
 def attention_decode(
     q: ptr_f32, k: ptr_f32, v: ptr_f32, y: ptr_f32, bias: ptr_f32, extra: ptr_f32, spans: ptr_i64, sink: ptr_f32,
-    scratch: ptr_f32, g: ptr_i64, scale: f32, softcap: f32, tid: i64, nthreads: i64,
+    scratch: ptr_f32, g: ptr_i64, scale: f32, softcap: f32, slot: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """As attention; scratch: scratch_floats(queries * heads / groups, width) per thread.
 
@@ -84,7 +84,7 @@ def attention_decode(
     heads, groups, queries, width = g[HEADS], g[GROUPS], g[QUERIES], g[WIDTH]
     rows = heads // groups * queries
     padded = (width + lanes(q) - 1) // lanes(q) * lanes(q)
-    own = scratch + tid * (KEY_BLOCK + rows * (padded + 2))
+    own = scratch + slot * (KEY_BLOCK + rows * (padded + 2))
     pairs = g[BATCH] * groups
     split = 1 if pairs >= nthreads else rows  # units of a pair
     units = pairs * split

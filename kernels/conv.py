@@ -150,7 +150,8 @@ def conv_example(rng, size):
 @kernel(reference=conv_reference, example=conv_example, outputs=("y", "table"), tolerance=2e-6)
 def conv(
     x: ptr_f32, weight: ptr_f32, bias: ptr_f32, residual: ptr_f32, y: ptr_f32, zeros: ptr_f32, table: ptr_i64,
-    g: ptr_i64, code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64, tid: i64, nthreads: i64,
+    g: ptr_i64, code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64,
+    slot: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """y = activate(conv(x, weight) + bias + residual).
 
@@ -167,7 +168,7 @@ def conv(
     entries = g[TAPS_D] * g[TAPS_H] * per_row
     of_group = filters // groups
     panels = (of_group + NR - 1) // NR
-    mine = table + tid * (g[BLOCK] * g[TAPS_D] * g[TAPS_H] * g[TAPS_W])
+    mine = table + slot * (g[BLOCK] * g[TAPS_D] * g[TAPS_H] * g[TAPS_W])
     # entries count from the lower of the two arrays that a row may lie in
     base = as_ptr(min(address_of(x), address_of(zeros)), f32)
     origin = (address_of(x) - address_of(base)) // 4

@@ -129,7 +129,8 @@ def transposed_example(rng, size):
 @kernel(reference=transposed_reference, example=transposed_example, outputs=("y", "table"), tolerance=2e-6)
 def conv_transpose(
     x: ptr_f32, weight: ptr_f32, bias: ptr_f32, residual: ptr_f32, y: ptr_f32, zeros: ptr_f32, table: ptr_i64,
-    g: ptr_i64, code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64, tid: i64, nthreads: i64,
+    g: ptr_i64, code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64,
+    slot: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """y = activate(transposed convolution of x + bias + residual).
 
@@ -141,7 +142,7 @@ def conv_transpose(
     of_group, run = filters // groups, g[CHANNELS] // groups
     panels = (of_group + NR - 1) // NR
     taps = g[TAPS_D] * g[TAPS_H] * g[TAPS_W]
-    plan = table + tid * (taps * (3 + MR))
+    plan = table + slot * (taps * (3 + MR))
     rows = plan + 3 * taps
     base = as_ptr(min(address_of(x), address_of(zeros)), f32)
     origin = (address_of(x) - address_of(base)) // 4
@@ -251,7 +252,8 @@ def spread_example(rng, size):
 @kernel(reference=spread_reference, example=spread_example, outputs=("y", "piece"), tolerance=2e-6)
 def spread(
     x: ptr_f32, weight: ptr_f32, bias: ptr_f32, y: ptr_f32, piece: ptr_f32, lines: i64, width: i64, channels: i64,
-    filters: i64, taps_h: i64, taps_w: i64, code: i64, first: f32, second: f32, has_bias: i64, tid: i64, nthreads: i64,
+    filters: i64, taps_h: i64, taps_w: i64, code: i64, first: f32, second: f32, has_bias: i64,
+    slot: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """y = activate(transposed convolution of x + bias), with strides equal to the taps and no padding.
 
@@ -261,7 +263,7 @@ def spread(
     """
     run = taps_w * filters  # what a pixel gives to each line of y
     columns = taps_h * run
-    piece = piece + tid * (MR * NR)
+    piece = piece + slot * (MR * NR)
     for l in range(share(lines, tid, nthreads), share(lines, tid + 1, nthreads)):
         source, target = x + l * width * channels, y + l * width * columns
         for c in range(0, columns, NR):

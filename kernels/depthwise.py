@@ -148,7 +148,7 @@ def depthwise_example(rng, size):
 def depthwise(
     x: ptr_f32, weight: ptr_f32, bias: ptr_f32, residual: ptr_f32, y: ptr_f32, buffer: ptr_f32, lines: ptr_i64,
     g: ptr_i64, tile: i64, columns: i64, group: i64,
-    code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64, tid: i64, nthreads: i64,
+    code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64, slot: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """y = activate(depthwise convolution of x + bias + residual).
 
@@ -163,8 +163,8 @@ def depthwise(
     blocks = (channels + LANES - 1) // LANES
     groups = (blocks + group - 1) // group
     units = groups * tiles * rows
-    buffer = buffer + tid * (group * slots * columns * LANES)
-    lines = lines + tid * (group * 3 * slots)
+    buffer = buffer + slot * (group * slots * columns * LANES)
+    lines = lines + slot * (group * 3 * slots)
     swish = code == HARD_SWISH and has_residual == 0
     at_once = swish or (code == CLAMP and has_residual == 0)
     low = first if at_once else f32(-INFINITY)

@@ -459,7 +459,7 @@ def convolution(T, B, Z, finish) -> KernelSpec:
     def body(
         x: ptr_i16, weight: ptr_i8, zeros: ptr_i32, bias: Pointer(B), factors: ptr_f32, shift: Pointer(Z),
         y: Pointer(T), table: ptr_i64, work: ptr_i32, g: ptr_i64, has_zero: i64, has_bias: i64, step: i64,
-        tid: i64, nthreads: i64,
+        slot: i64, tid: i64, nthreads: i64,
     ):  # fmt: skip
         """y = finish(convolution of x with the weights).
 
@@ -479,8 +479,8 @@ def convolution(T, B, Z, finish) -> KernelSpec:
         panel_bytes = entries * run * NR
         together = max(1, min(TOGETHER, TOGETHER_BYTES // panel_bytes))
         blocks = (pixels + block - 1) // block
-        mine = table + tid * (block * g[TAPS_D] * g[TAPS_H] * g[TAPS_W])
-        strip = work + tid * (MR * NR * TOGETHER + block * groups)
+        mine = table + slot * (block * g[TAPS_D] * g[TAPS_H] * g[TAPS_W])
+        strip = work + slot * (MR * NR * TOGETHER + block * groups)
         sums = strip + MR * NR * TOGETHER
         # few blocks: all threads walk all blocks and share the panels
         by_block = blocks >= 2 * nthreads

@@ -59,11 +59,11 @@ def matmul_example(rng, size):
     }  # fmt: skip
 
 
-@kernel(reference=matmul_reference, example=matmul_example, outputs=("c", "scratch"), tolerance=4e-7)
+@kernel(reference=matmul_reference, example=matmul_example, outputs=("c", "scratch"), tolerance=4e-7, coarse=True)
 def matmul(
     a: ptr_f32, b: ptr_f32, c: ptr_f32, addend: ptr_f32, offsets: ptr_i64, scratch: ptr_f32,
     batches: i64, m: i64, n: i64, k: i64, lda: i64, b_row: i64, b_column: i64,
-    alpha: f32, beta: f32, add_row: i64, add_column: i64, tid: i64, nthreads: i64,
+    alpha: f32, beta: f32, add_row: i64, add_column: i64, slot: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """C[i] = alpha * A[i] @ B[i] + beta * addend, for each of `batches` products.
 
@@ -81,7 +81,7 @@ def matmul(
     tiles = (m + MR - 1) // MR
     row_from = 0 if by_unit else share(tiles, tid, nthreads) * MR
     row_to = m if by_unit else min(m, share(tiles, tid + 1, nthreads) * MR)
-    panel = scratch + tid * (k * NR)
+    panel = scratch + slot * (k * NR)
     if row_from >= row_to:
         return
     for unit in range(unit_from, unit_to):

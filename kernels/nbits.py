@@ -84,7 +84,7 @@ def product_example(rng, size):
 @kernel(reference=product_reference, example=product_example, outputs=("y", "scratch"), tolerance=4e-7)
 def product_of_codes(
     a: ptr_f32, codes: ptr_u8, scales: ptr_f32, zeros: ptr_f32, bias: ptr_f32, y: ptr_f32, scratch: ptr_f32,
-    m: i64, n: i64, k: i64, block: i64, halves: i64, has_bias: i64, tid: i64, nthreads: i64,
+    m: i64, n: i64, k: i64, block: i64, halves: i64, has_bias: i64, slot: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """y = a @ w + bias, with w[p, j] = (code - zero) * scale, whose zero and scale are those of block p // block.
 
@@ -94,7 +94,7 @@ def product_of_codes(
     count = (n + NR - 1) // NR
     blocks = (k + block - 1) // block
     lines = (k + 1) // 2 if halves != 0 else k
-    panel = scratch + tid * (DEPTH * NR)
+    panel = scratch + slot * (DEPTH * NR)
     for q in range(share(count, tid, nthreads), share(count, tid + 1, nthreads)):
         j = q * NR
         columns = min(NR, n - j)

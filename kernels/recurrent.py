@@ -161,7 +161,7 @@ def lstm_example(rng, size):
 def lstm(
     x: ptr_f32, weights: ptr_f32, peepholes: ptr_f32, h0: ptr_f32, c0: ptr_f32, y: ptr_f32, y_h: ptr_f32,
     y_c: ptr_f32, lengths: ptr_i64, scratch: ptr_f32, steps: i64, batch: i64, hidden: i64, directions: i64,
-    reverse: i64, has_y: i64, has_p: i64, tid: i64, nthreads: i64,
+    reverse: i64, has_y: i64, has_p: i64, slot: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """i, o, f = sigmoid(...), g = tanh(...);  c = f c + i g;  h = o tanh(c).
 
@@ -172,7 +172,7 @@ def lstm(
     """
     groups = (batch + MR - 1) // MR
     width = 4 * hidden
-    gates = scratch + tid * (MR * hidden * 7)
+    gates = scratch + slot * (MR * hidden * 7)
     h, c = gates + MR * width, gates + MR * (width + hidden)
     for unit in range(share(directions * groups, tid, nthreads), share(directions * groups, tid + 1, nthreads)):
         d, first = unit // groups, unit % groups * MR
@@ -272,7 +272,7 @@ def _gru_reference(x, weights, bias, *rest, **named):
 def gru(
     x: ptr_f32, weights: ptr_f32, bias: ptr_f32, h0: ptr_f32, y: ptr_f32, y_h: ptr_f32, lengths: ptr_i64,
     scratch: ptr_f32, steps: i64, batch: i64, hidden: i64, directions: i64, reverse: i64, has_y: i64,
-    linear_first: i64, tid: i64, nthreads: i64,
+    linear_first: i64, slot: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """z, r = sigmoid(...);  g = tanh(x + r (h W + bias)), or tanh(x + (r h) W);  h = (1 - z) g + z h.
 
@@ -282,7 +282,7 @@ def gru(
     """
     groups = (batch + MR - 1) // MR
     padded = (hidden + NR - 1) // NR * NR
-    gates = scratch + tid * (MR * hidden * 6)
+    gates = scratch + slot * (MR * hidden * 6)
     h, reset = gates + MR * 3 * hidden, gates + MR * 4 * hidden
     for unit in range(share(directions * groups, tid, nthreads), share(directions * groups, tid + 1, nthreads)):
         d, first = unit // groups, unit % groups * MR
@@ -368,11 +368,12 @@ def rnn_example(rng, size):
 @kernel(reference=rnn_reference, example=rnn_example, outputs=("y", "y_h", "scratch"), tolerance=1e-4)
 def rnn(
     x: ptr_f32, weights: ptr_f32, h0: ptr_f32, y: ptr_f32, y_h: ptr_f32, lengths: ptr_i64, scratch: ptr_f32,
-    steps: i64, batch: i64, hidden: i64, directions: i64, reverse: i64, has_y: i64, code: i64, tid: i64, nthreads: i64,
+    steps: i64, batch: i64, hidden: i64, directions: i64, reverse: i64, has_y: i64, code: i64,
+    slot: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """h = tanh(x + h W), or relu. Arguments as in lstm; code is TANH or RELU. 2 steps batch hidden^2 FLOPs."""
     groups = (batch + MR - 1) // MR
-    gates = scratch + tid * (MR * hidden * 4)
+    gates = scratch + slot * (MR * hidden * 4)
     h = gates + MR * hidden
     for unit in range(share(directions * groups, tid, nthreads), share(directions * groups, tid + 1, nthreads)):
         d, first = unit // groups, unit % groups * MR

@@ -1,29 +1,37 @@
 """The plan runner: walks a table of kernel calls, on one thread or several in step.
 
-All threads walk the same table (single program, multiple data); each kernel takes its share by (tid, nthreads).
-Threads meet at a barrier only before a record that asks for it, that is where data flows between threads.
+All threads walk the same table (single program, multiple data). The work of a record is cut into pieces, equally many
+for each thread; a kernel takes its share by (piece, pieces). A thread runs its own pieces first, from the front, so
+that neighbouring records keep it on the same part of the data, and then what others have left of theirs, from the back
+(work stealing: Blumofe and Leiserson, "Scheduling Multithreaded Computations by Work Stealing", 1999). So nobody waits
+for a thread that has lost its core, unless it holds a piece. A record that needs what earlier ones made waits until all
+of their pieces are done; others begin at once.
 
 A worker thread owns a mailbox and spins on its state for a while; `serve` then returns, and the thread sleeps
 outside. `launch` claims the workers that are awake, so a call never waits for one that sleeps, and callers
 on several threads share the workers without a lock: whoever claims one first has it.
 
-A record is four words: entry address, argument record address, barrier flag, step number.
+The words of records, runs and mailboxes: see runner_layout.py.
 """
 
 from __future__ import annotations
 
 from minifer.kernels.runner_layout import (
-    ARRIVED,
     ASLEEP,
+    BARRIER,
     BASES,
     BOX_WORDS,
+    BUSY,
     CLAIMED,
+    CLAIMS,
     COUNT,
+    DONE,
     FAILED,
     FINISHED,
     GO,
     IDLE,
-    PHASE,
+    PIECES,
+    PITCH,
     RECORD_WORDS,
     RECORDS,
     RUN,
@@ -59,29 +67,65 @@ def relax(turn: i64, give_way: i64) -> i64:
     return turn + 1
 
 
-def barrier(run: ptr_i64, nthreads: i64, give_way: i64) -> None:
-    """Wait until all threads of the run are here. The last one opens the next phase."""
-    phase = atomic_load(run, PHASE)
-    if atomic_add(run, ARRIVED, 1) == nthreads - 1:
-        atomic_store(run, ARRIVED, 0)
-        atomic_store(run, PHASE, phase + 1)
-    else:
-        turn = 0
-        while atomic_load(run, PHASE) == phase:
-            turn = relax(turn, give_way)
+def wait_for(run: ptr_i64, pieces: i64, give_way: i64) -> None:
+    """Wait until so many pieces of the run are done."""
+    turn = 0
+    while atomic_load(run, DONE) < pieces:
+        turn = relax(turn, give_way)
 
 
-def walk(run: ptr_i64, tid: i64, nthreads: i64, give_way: i64) -> None:
-    """Call every kernel of the table; the first status that is not 0 is kept with its step number."""
+def call(run: ptr_i64, record: ptr_i64, piece: i64, pieces: i64, slot: i64) -> None:
+    """Run one piece of a record; the first status that is not 0 is kept with its step number."""
+    status = call_entry(record[0], record[1], run[BASES], piece, pieces | slot << 32)
+    if status != 0 and atomic_cas(run, STATUS, 0, status) == 0:
+        run[FAILED] = record[3]
+
+
+def walk(run: ptr_i64, tid: i64, team: i64, give_way: i64) -> None:
+    """Take part in every record of the table."""
     record = as_ptr(run[TABLE], i64)
-    bases = run[BASES]
-    for _ in range(run[RECORDS]):
-        if nthreads > 1 and record[2] != 0:
-            barrier(run, nthreads, give_way)
-        status = call_entry(record[0], record[1], bases, tid, nthreads)
-        if status != 0 and atomic_cas(run, STATUS, 0, status) == 0:
-            run[FAILED] = record[3]
+    before = 0  # pieces of the records passed
+    done = 0  # pieces that this thread has run, and told nobody
+    for r in range(run[RECORDS]):
+        if team == 1:
+            call(run, record, 0, 1, 0)
+        else:
+            each = record[2] // PIECES
+            if record[2] % PIECES == BARRIER:
+                if done > 0:
+                    atomic_add(run, DONE, done)
+                    done = 0
+                wait_for(run, before, give_way)
+            done += share_record(run, r, record, each, tid, team)
+            before += each * team
         record = record + RECORD_WORDS
+    if done > 0:
+        atomic_add(run, DONE, done)
+
+
+def share_record(run: ptr_i64, r: i64, record: ptr_i64, each: i64, tid: i64, team: i64) -> i64:
+    """Run this thread's pieces of a record from the first on, then those of the others from the last on, as long as
+    some are left; returns how many. A claim counts pieces taken from the front in its lower half, others in its upper.
+    """
+    count = 0
+    for k in range(team):
+        owner = tid + k if tid + k < team else tid + k - team
+        claim = run + (CLAIMS + owner * run[PITCH] + r)
+        step = 1 if k == 0 else 1 << 32
+        taken = 0 if k == 0 else taken_of(atomic_load(claim, 0))
+        while taken < each:
+            old = atomic_add(claim, 0, step)
+            taken = taken_of(old) + 1
+            if taken <= each:
+                piece = owner * each + (old & 0xFFFFFFFF if k == 0 else each - 1 - (old >> 32))
+                call(run, record, piece, each * team, tid)
+                count += 1
+    return count
+
+
+def taken_of(claim: i64) -> i64:
+    """Pieces that a claim says are taken."""
+    return (claim & 0xFFFFFFFF) + (claim >> 32)
 
 
 @native
@@ -91,7 +135,7 @@ def serve(box: ptr_i64, spins: i64, give_way: i64) -> i64:
     waited = 0
     while True:
         state = atomic_load(box, STATE)
-        if state == GO:
+        if state == GO and atomic_cas(box, STATE, GO, BUSY) == GO:
             run = as_ptr(box[RUN], i64)
             walk(run, box[TID], box[COUNT], give_way)
             atomic_store(box, STATE, IDLE)
@@ -113,7 +157,7 @@ def serve(box: ptr_i64, spins: i64, give_way: i64) -> i64:
 def launch(run: ptr_i64, boxes: ptr_i64, count: i64, helpers: i64, patience: i64, give_way: i64) -> i64:
     """Run the table in `run` on this thread and up to `helpers` of `count` workers; returns the status.
 
-    A worker that is just waking is waited for up to `patience` turns. STATUS, FAILED, ARRIVED and FINISHED
+    A worker that is just waking is waited for up to `patience` turns. STATUS, FAILED, DONE, FINISHED and the claims
     must be 0 on entry.
     """
     team = 1
@@ -137,7 +181,11 @@ def launch(run: ptr_i64, boxes: ptr_i64, count: i64, helpers: i64, patience: i64
             box[COUNT] = team
             atomic_store(box, STATE, GO)
     walk(run, 0, team, give_way)
+    here = 1
+    for w in range(count):  # who has not begun by now is not needed
+        if (mine >> w) & 1 != 0 and atomic_cas(boxes + w * BOX_WORDS, STATE, GO, IDLE) == GO:
+            here += 1
     turn = 0
-    while atomic_load(run, FINISHED) != team - 1:
+    while atomic_load(run, FINISHED) != team - here:
         turn = relax(turn, give_way)
     return run[STATUS]

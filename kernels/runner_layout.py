@@ -6,13 +6,27 @@ It stands apart from the runner so that a program which runs kernels built earli
 from __future__ import annotations
 
 # words of a run block; what threads write at the same time stands on cache lines of its own
-TABLE, RECORDS, BASES, STATUS, FAILED = 0, 1, 2, 3, 4
-ARRIVED, PHASE, FINISHED = 8, 16, 24
-RUN_WORDS = 32
+TABLE, RECORDS, BASES, STATUS, FAILED, PITCH = 0, 1, 2, 3, 4, 5
+DONE, FINISHED = 8, 16
+CLAIMS = 24  # where the claims begin: PITCH words for each thread, one for each record
+LINE_WORDS = 8  # of a cache line
 
 # words of a mailbox
 STATE, RUN, TID, COUNT = 0, 1, 2, 3
 BOX_WORDS = 8
-ASLEEP, WAKING, IDLE, CLAIMED, GO, STOP = 0, 1, 2, 3, 4, 5
+ASLEEP, WAKING, IDLE, CLAIMED, GO, BUSY, STOP = 0, 1, 2, 3, 4, 5, 6
 
+# words of a record: the kernel's entry point, its argument record, how it runs (below), the step's number
 RECORD_WORDS = 4
+BARRIER = 1  # bit of the third word: it waits for all records before it
+PIECES = 2  # from this bit on: pieces for each thread
+
+
+def pitch(records: int) -> int:
+    """Words of claims of one thread: whole cache lines."""
+    return -(-records // LINE_WORDS) * LINE_WORDS
+
+
+def run_words(records: int, threads: int) -> int:
+    """Words of a run block."""
+    return CLAIMS + threads * pitch(records)

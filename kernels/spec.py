@@ -7,7 +7,9 @@ A kernel is a plain Python function on pointers and numbers::
         ...
 
 It allocates nothing, raises nothing, keeps no state, and splits its own work by `(tid, nthreads)` without ever
-splitting a reduction, so that results do not depend on the thread count. It returns nothing, or an integer
+splitting a reduction, so that results do not depend on the thread count. The runner may cut the work into more pieces
+than there are threads: then tid and nthreads count pieces. A kernel that needs scratch memory for each thread has a
+parameter `slot: i64` before tid: the number of the thread that runs the piece. It returns nothing, or an integer
 status: 0 for success, anything else for data that it refuses (the caller turns that into an error).
 
 * `example(rng, size)` draws arguments: a dict of parameter name -> NumPy array (pointers) or number (scalars),
@@ -104,14 +106,18 @@ class KernelSpec:
         example: Callable[..., dict] | None,
         tolerance: float,
         types: dict[str, Scalar],
+        coarse: bool = False,
     ):
         names = _parameter_names(body)
         if names[-2:] != ("tid", "nthreads"):
             raise TypeError(f"kernel {name}: the last two parameters must be tid and nthreads")
-        if missing := set(outputs) - set(names[:-2]):
+        self.slotted = names[-3:-2] == ("slot",)
+        self._own = names[: -3 if self.slotted else -2]
+        if missing := set(outputs) - set(self._own):
             raise TypeError(f"kernel {name}: outputs {sorted(missing)} are no parameters")
         self.body, self.name, self.group, self.outputs = body, name, group, tuple(outputs)
         self.reference, self.example, self.tolerance, self.types = reference, example, tolerance, types
+        self.coarse = coarse
 
     @property
     def family(self) -> str:
@@ -119,8 +125,8 @@ class KernelSpec:
 
     @functools.cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The parameters without tid and nthreads; found on first use, as most kernels are registered in vain."""
-        return _parameters(self.name, self.body, _parameter_names(self.body)[:-2], self.types)
+        """The parameters without slot, tid and nthreads; found on first use, as most kernels are registered in vain."""
+        return _parameters(self.name, self.body, self._own, self.types)
 
     @property
     def unit(self) -> tuple[str, str]:
@@ -139,7 +145,7 @@ class KernelSpec:
         values = dict(zip((p.name for p in self.parameters), arguments)) | named
         converted = [self._convert(p, values[p.name]) for p in self.parameters]
         with np.errstate(all="ignore"):
-            status = self.body(*converted, int(tid), int(nthreads))
+            status = self.body(*converted, *[int(tid)] * self.slotted, int(tid), int(nthreads))
         return 0 if status is None else int(status)
 
     def _convert(self, parameter: Parameter, value):
@@ -238,24 +244,26 @@ def kernel(
     over: dict[str, Sequence[Scalar]] | None = None,
     group: str | None = None,
     name: str | None = None,
+    coarse: bool = False,
 ) -> Callable[[Callable], Any]:
     """Register a kernel; see the module's text. The result is a KernelSpec, or a KernelGroup with `over`.
 
     `name` defaults to the function's; a factory that makes kernels in a loop gives its own, and is called in the module
     that defines it: a body's module is where its kernel belongs. `group` splits a family into several libraries;
-    instances of `over` are grouped by their types unless it is given.
+    instances of `over` are grouped by their types unless it is given. `coarse`: each piece repeats some of the work, so
+    there should be no more of them than threads.
     """
 
     def register(body: Callable):
         label = name or body.__name__
         facts = (outputs, reference, example, tolerance)
         if over is None:
-            return _add(KernelSpec(body, label, group or "", *facts, {}), KERNELS)
+            return _add(KernelSpec(body, label, group or "", *facts, {}, coarse), KERNELS)
         instances = {}
         for chosen in itertools.product(*over.values()):
             key = tuple(t.name for t in chosen)
             unit = "_".join(key) if group is None else group
-            spec = KernelSpec(body, "_".join((label, *key)), unit, *facts, dict(zip(over, chosen)))
+            spec = KernelSpec(body, "_".join((label, *key)), unit, *facts, dict(zip(over, chosen)), coarse)
             instances[key] = _add(spec, KERNELS)
         return KernelGroup(label, instances)
 

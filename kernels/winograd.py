@@ -363,7 +363,7 @@ def winograd(name, size, transform_input, transform_output, tolerance):
     def body(
         x: ptr_f32, weight: ptr_f32, bias: ptr_f32, residual: ptr_f32, y: ptr_f32, zeros: ptr_f32, table: ptr_i64,
         scratch: ptr_f32, g: ptr_i64, code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64,
-        tid: i64, nthreads: i64,
+        slot: i64, tid: i64, nthreads: i64,
     ):  # fmt: skip
         """y = activate(conv(x, weight) + bias + residual), 3x3 taps, stride 1, in two dimensions.
 
@@ -392,10 +392,10 @@ def winograd(name, size, transform_input, transform_output, tolerance):
         # scratch of this thread: half-transformed tile, transformed tiles u, products m
         row = row_pitch(channels)
         u_step, m_step = plane(g[TILES], row), plane(g[TILES], g[GROUP] * NR)
-        half = scratch + tid * (points * (LANES + u_step + m_step))
+        half = scratch + slot * (points * (LANES + u_step + m_step))
         u = half + points * LANES
         m = u + points * u_step
-        offsets = table + tid * points
+        offsets = table + slot * points
         # pixels are counted from the lower of the two arrays that they may lie in
         base = as_ptr(min(address_of(x), address_of(zeros)), f32)
         origin = (address_of(x) - address_of(base)) // 4
@@ -427,7 +427,7 @@ def winograd(name, size, transform_input, transform_output, tolerance):
 
     outputs = ("y", "table", "scratch")
     facts = {"reference": reference, "example": example, "outputs": outputs, "tolerance": tolerance}
-    return kernel(**facts, name=name, group=name)(body)
+    return kernel(**facts, name=name, group=name, coarse=True)(body)
 
 
 winograd_2 = winograd("winograd_2", 2, transform_input_2, transform_output_2, 2e-6)

@@ -142,7 +142,10 @@ def scalar_word(kind, value) -> int:
     return int(np.float64(value).view(np.int64))
 
 
-def run(spec: KernelSpec, arguments: Mapping[str, Any], tid: int = 0, nthreads: int = 1) -> int:
+def run(
+    spec: KernelSpec, arguments: Mapping[str, Any], tid: int = 0, nthreads: int = 1, slot: int | None = None
+) -> int:
     """Run the compiled kernel on NumPy arrays and numbers by name (as `example` draws them); returns its status."""
     args, bases = record(spec, arguments)
-    return ENTRY(address(spec))(args.ctypes.data, bases.ctypes.data, tid, nthreads)
+    both = nthreads | (tid if slot is None else slot) << 32
+    return ENTRY(address(spec))(args.ctypes.data, bases.ctypes.data, tid, both)

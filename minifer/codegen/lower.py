@@ -38,7 +38,7 @@ def _compile(context: Context, exports: ir.Module, spec: KernelSpec | NativeFunc
             description, library = context.compile(spec.body, kinds)
             _plain(context, exports, spec, description)
         else:
-            description, library = context.compile(spec.body, [*kinds, types.int64, types.int64])
+            description, library = context.compile(spec.body, [*kinds, *[types.int64] * (3 if spec.slotted else 2)])
             _entry(context, exports, spec, description)
     except COMPILE_ERRORS as problem:
         raise KernelError(f"kernel {spec.name} ({spec.family}) does not compile: {readable(problem)}") from problem
@@ -46,11 +46,14 @@ def _compile(context: Context, exports: ir.Module, spec: KernelSpec | NativeFunc
 
 
 def _entry(context: Context, module: ir.Module, spec: KernelSpec, description) -> None:
-    """Emit `i64 name(i64* args, i64* bases, i64 tid, i64 nthreads)`: unpack the record, call the body."""
+    """Emit `i64 name(i64* args, i64* bases, i64 tid, i64 nthreads)`: unpack the record, call the body.
+
+    The upper half of nthreads is the slot.
+    """
     words = I64.as_pointer()
     function = ir.Function(module, ir.FunctionType(I64, [words, words, I64, I64]), spec.name)
     builder = ir.IRBuilder(function.append_basic_block())
-    args, bases, tid, nthreads = function.args
+    args, bases, tid, both = function.args
     values, word = [], 0
 
     def take():
@@ -69,7 +72,9 @@ def _entry(context: Context, module: ir.Module, spec: KernelSpec, description) -
             values.append(context.number(builder, number, types.float64, kind))
         else:
             values.append(context.number(builder, take(), types.int64, kind))
-    _return_status(context, builder, description, [*values, tid, nthreads])
+    if spec.slotted:
+        values.append(builder.lshr(both, I64(32)))
+    _return_status(context, builder, description, [*values, tid, builder.and_(both, I64(0xFFFFFFFF))])
 
 
 def _plain(context: Context, module: ir.Module, spec: NativeFunction, description) -> None:

@@ -16,12 +16,13 @@ def run_table(
     """
     from minifer.runtime.pool import pool
 
-    block = np.zeros(layout.RUN_WORDS + 8, np.int64)
-    start = -address_of(block) % 64 // 8
-    block = block[start : start + layout.RUN_WORDS]
+    records = len(words) - first if count is None else count
+    block = np.zeros(layout.run_words(records, threads) + layout.LINE_WORDS, np.int64)
+    block = block[-address_of(block) % 64 // 8 :]
     address = address_of(block)
     block[layout.TABLE] = address_of(words) + first * layout.RECORD_WORDS * 8
-    block[layout.RECORDS] = len(words) - first if count is None else count
+    block[layout.RECORDS] = records
+    block[layout.PITCH] = layout.pitch(records)
     block[layout.BASES] = address_of(bases)
     status = pool(threads).run(block, address, threads)
     return (int(block[layout.FAILED]), status) if status else None

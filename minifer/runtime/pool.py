@@ -94,11 +94,10 @@ class Pool:
                     self._locks[w].release()
 
     def run(self, block: np.ndarray, address: int, threads: int) -> int:
-        """Run the table named in a run block; returns 0, or the first status that a kernel returned."""
+        """Run the table named in a fresh run block; returns 0, or the first status that a kernel returned."""
         helpers = min(threads, self.threads) - 1
         if helpers > 0 and not self._states.all():
             self.wake()
-        block[runner.STATUS] = block[runner.ARRIVED] = block[runner.FINISHED] = 0
         return self._launch(address, self._address, self.threads - 1, helpers, PATIENCE, self._give_way)
 
 

@@ -16,6 +16,9 @@ from minifer.runtime.launch import run_table
 
 #: bytes touched below which one thread is quicker than several that meet at barriers (some 0.2 ms of work)
 SMALL_WORK = 1 << 21
+#: pieces of a step for each thread, and the bytes touched from which on they are worth the trouble. A thread that falls
+#: behind is helped with what it has not begun, so more pieces even out more
+PIECES, FINE_WORK = 4, 1 << 18
 
 
 @dataclass(eq=False)
@@ -73,9 +76,16 @@ def _table(steps: Sequence[KernelStep]) -> Table:
     words = np.zeros((len(steps), runner.RECORD_WORDS), np.int64)
     place = arguments.ctypes.data
     for i, step in enumerate(steps):
-        words[i] = (library.address(step.kernel), place + 8 * int(starts[i]), flags[i], i)
+        how = flags[i] * runner.BARRIER + pieces(step) * runner.PIECES
+        words[i] = (library.address(step.kernel), place + 8 * int(starts[i]), how, i)
     touched = sum(s.nbytes for step in steps for s in (*step.reads, *step.writes))
     return Table(tuple(steps), words, arguments, touched < SMALL_WORK)
+
+
+def pieces(step: KernelStep) -> int:
+    """Into how many pieces for each thread the work of a step is cut."""
+    touched = sum(s.nbytes for s in (*step.reads, *step.writes))
+    return 1 if step.kernel.coarse or touched < FINE_WORK else PIECES
 
 
 def words_of(step: KernelStep, address: Callable[[Slot | None], tuple[int, int]]) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minifer.ir import Node
-from minifer.kernels import move, runner
+from minifer.kernels import move, runner, runner_layout, simd
 from minifer.plan.plan import Buffer, KernelStep, Plan, Slot
 from minifer.runtime.pool import SPINS, Pool, pool
 from minifer.runtime.records import barriers, build_tables
@@ -54,7 +54,7 @@ def test_dependent_steps_run_in_order(threads):
 
 
 def test_every_dependent_step_has_a_barrier():
-    assert [int(w) for w in _table(5).words[:, 2]] == [0, 1, 1, 1, 1]
+    assert [int(w) & runner_layout.BARRIER for w in _table(5).words[:, 2]] == [0, 1, 1, 1, 1]
 
 
 def test_independent_steps_have_none():
@@ -62,6 +62,38 @@ def test_independent_steps_have_none():
     source = _slot(2, 4, 4)
     steps = [KernelStep(move.transpose_matrices["u32"], (), node, (source,), (_slot(3 + i, 4, 4),)) for i in range(3)]
     assert barriers(steps) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("each", "team", "present"), [(1, 2, 1), (4, 2, 1), (4, 3, 2), (1, 1, 1), (3, 3, 3)])
+def test_whoever_is_there_runs_every_piece_once(each, team, present, monkeypatch):
+    """The runner in plain Python: the threads of a team that never come are not missed."""
+    ran = []
+    monkeypatch.setitem(simd.ENTRIES, 1, lambda args, bases, piece, both: ran.append((args, piece, both)) or 0)
+    monkeypatch.setattr(runner, "as_ptr", lambda table, element: simd.Ptr(words.reshape(-1)))
+    lock = threading.Lock()
+
+    def atomic_add(p, i, v):
+        with lock:
+            return simd.atomic_add(p, i, v)
+
+    monkeypatch.setattr(runner, "atomic_add", atomic_add)
+    records = 5
+    how = each * runner_layout.PIECES
+    words = np.array([[1, r, how + (runner_layout.BARRIER if r % 2 else 0), r] for r in range(records)], np.int64)
+    block = np.zeros(runner_layout.run_words(records, team), np.int64)
+    block[runner.RECORDS], block[runner.PITCH] = records, runner_layout.pitch(records)
+    walkers = [threading.Thread(target=runner.walk, args=(simd.Ptr(block), t, team, 0)) for t in range(present)]
+    for walker in walkers:
+        walker.start()
+    for walker in walkers:
+        walker.join(30)
+        assert not walker.is_alive()
+    pieces = 1 if team == 1 else each * team
+    assert sorted((r, piece) for r, piece, _ in ran) == [(r, piece) for r in range(records) for piece in range(pieces)]
+    assert {both & 0xFFFFFFFF for _, _, both in ran} == {pieces}
+    assert {both >> 32 for _, _, both in ran} <= set(range(team))
+    if team > 1:
+        assert block[runner.DONE] == records * pieces
 
 
 def test_callers_on_many_threads_share_the_workers():
