@@ -7,6 +7,7 @@ A vector value is always 32 bytes wide; LLVM splits it where registers are narro
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ class Target:
     """One machine: LLVM's names for it and what the lowering must know.
 
     `fma`, `half`, `masked`: fused multiply-add, float16 conversion and masked moves are single instructions.
+    `abi`: the calling convention, where LLVM does not take it from the triple.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Target:
     fma: bool
     half: bool
     masked: bool
+    abi: str = ""
 
     @property
     def short(self) -> int:
@@ -35,6 +38,10 @@ class Target:
         return self.mr * 2 // 3
 
 
+#: the environment variable that names a target to plan for in place of this machine's: see minifer/embed
+PLAN_FOR = "MINIFER_PLAN_FOR"
+
+_RELAXED, _RV64 = ",+relaxed-simd", "+m,+a,+f,+d,+c"
 _WASM = "+simd128,+bulk-memory,+nontrapping-fptoint,+sign-ext"
 
 TARGETS: dict[str, Target] = {
@@ -44,6 +51,11 @@ TARGETS: dict[str, Target] = {
         Target("x86-64-v2", "x86_64-unknown-linux-gnu", "x86-64-v2", "", 4, 8, False, False, False),
         Target("aarch64", "aarch64-unknown-linux-gnu", "generic", "", 8, 12, True, True, False),
         Target("wasm32", "wasm32-unknown-unknown", "generic", _WASM, 4, 8, False, False, False),
+        Target("wasm32-relaxed", "wasm32-unknown-unknown", "generic", _WASM + _RELAXED, 4, 8, False, False, False),
+        Target("riscv64", "riscv64-unknown-linux-gnu", "generic-rv64", _RV64, 2, 8, True, False, False, "lp64d"),
+        Target("x86-64-windows", "x86_64-pc-windows-msvc", "x86-64-v3", "", 6, 16, True, True, True),
+        Target("aarch64-macos", "arm64-apple-macosx11.0.0", "apple-m1", "", 8, 12, True, True, False),
+        Target("thumbv7em", "thumbv7em-none-unknown-eabihf", "cortex-m7", "", 2, 8, True, False, False),
     )
 }
 
@@ -53,7 +65,12 @@ _V3_FLAGS = {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"}
 
 @functools.cache
 def host() -> Target:
-    """The target that fits this machine; x86-64 needs AVX2, FMA and F16C for the level v3, else it is v2."""
+    """The target that fits this machine; x86-64 needs AVX2, FMA and F16C for the level v3, else it is v2.
+
+    A process that plans for another machine is told so by the environment; it cannot run kernels.
+    """
+    if os.environ.get(PLAN_FOR):
+        return TARGETS[os.environ[PLAN_FOR]]
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64"):
         return TARGETS["x86-64-v3" if _has_v3() else "x86-64-v2"]

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minifer.embed.compiling import Compiled, compile
     from minifer.errors import (
         InputError,
         KernelError,
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ImageClassifier", "InputError", "KernelError", "LimitError", "MiniferError", "ModelError", "Op", "Prediction",
-    "Session", "ShapeError", "UnsupportedError", "classify", "load", "load_image", "register",
+    "Compiled", "ImageClassifier", "InputError", "KernelError", "LimitError", "MiniferError", "ModelError", "Op",
+    "Prediction", "Session", "ShapeError", "UnsupportedError", "classify", "compile", "load", "load_image", "register",
 ]  # fmt: skip
 
 _HOME = {
     **dict.fromkeys(("load", "Session"), "minifer.session"),
     **dict.fromkeys(("classify", "load_image", "ImageClassifier", "Prediction"), "minifer.pipelines.image"),
+    **dict.fromkeys(("compile", "Compiled"), "minifer.embed.compiling"),
     **dict.fromkeys(("register", "Op"), "minifer.ops.registry"),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "minifer.errors"),
 }

@@ -58,6 +58,21 @@ def shapes_of(session: Session, shapes: Sequence[str], dims: Sequence[str]) -> d
     return out
 
 
+def compile_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """--shape, --dim and --set as the arguments of minifer.compile."""
+    values = {}
+    for name, text in _pairs(arguments.values, "--set"):
+        try:
+            values[name] = float(text) if "." in text or "e" in text.lower() else int(text)
+        except ValueError:
+            raise InputError(f"--set {name}={text}: {text!r} is no number") from None
+    return {
+        "shapes": {name: _sizes(text) for name, text in _pairs(arguments.shape, "--shape")},
+        "dims": {name: _sizes(text)[0] for name, text in _pairs(arguments.dim, "--dim")},
+        "values": values,
+    }
+
+
 def _pairs(texts: Sequence[str], option: str) -> list[tuple[str, str]]:
     pairs = [text.rpartition("=")[::2] for text in texts]
     for text, (name, _) in zip(texts, pairs):

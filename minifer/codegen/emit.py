@@ -33,6 +33,7 @@ def machine_for(target: Target, triple: str | None = None):
         opt=3,
         reloc="static" if target.name.startswith("wasm") else "pic",
         codemodel="default",
+        abiname=target.abi,
     )
 
 
@@ -49,6 +50,27 @@ def emit_assembly(text: str, exports: Iterable[str], target: Target) -> str:
     """The same as assembly text, to read."""
     machine = machine_for(target)
     return machine.emit_assembly(optimise(text, exports, target, machine, None))
+
+
+#: how IR texts begin; the two lines are replaced by those of the target
+HEADER = 'target datalayout = "e"\ntarget triple = "x86_64-unknown-linux-gnu"'
+
+
+def emit_linked(
+    text: str, exports: Iterable[str], parts: Iterable[tuple[str, Iterable[str]]], target: Target
+) -> bytes:
+    """Object code of an IR text linked with others: `parts` are texts and what each defines for the first.
+
+    Only `exports` stay visible.
+    """
+    machine, keep = machine_for(target), list(exports)
+    whole = optimise(text, keep, target, machine, None)
+    for part, defines in parts:
+        whole.link_in(optimise(part, defines, target, machine, None))
+    for function in whole.functions:
+        if not function.is_declaration and function.name not in keep:
+            function.linkage = "internal"
+    return machine.emit_object(whole)
 
 
 def optimise(text: str, exports: Iterable[str], target: Target, machine, triple: str | None):
