@@ -17,6 +17,7 @@ from minifer.kernels.simd import (
     MR,
     NR,
     SHORT,
+    UNROLL,
     prefetch,
     rows_strided,
     share,
@@ -87,7 +88,7 @@ def gemm_reference(a, b, c, bias, residual, m, n, k, lda, ldc, has_bias, has_res
 def accumulate(acc, rows, first, b, k):
     """acc + sum over p < k of rows[:, first + p] times b[p, :]; b: a packed panel (k, NR)."""
     p = 0
-    while p + 4 <= k:
+    while UNROLL == 4 and p + 4 <= k:
         acc = tile_outer4(acc, rows, first + p, b + p * NR)
         p += 4
     while p < k:
@@ -102,7 +103,7 @@ def accumulate_ahead(acc, rows, b, k, ahead, lines):
     That is `lines` cache lines for four steps, in all a quarter of a panel's size (lines = 1) or half (lines = 2).
     """
     p = 0
-    while p + 4 <= k:
+    while UNROLL == 4 and p + 4 <= k:
         prefetch(ahead, p * (NR // 4 * lines))
         if lines == 2:
             prefetch(ahead, p * (NR // 4 * lines) + NR)
@@ -196,7 +197,7 @@ def row_product(a, b, c, bias, residual, j, stop, n, k, has_bias, has_residual, 
         panel = b + j * k
         acc0, acc1, acc2, acc3 = tile_zero_row(), tile_zero_row(), tile_zero_row(), tile_zero_row()
         p = 0
-        while p + 4 <= k:
+        while UNROLL == 4 and p + 4 <= k:
             acc0 = tile_outer4(acc0, rows, p, panel + p * NR)
             acc1 = tile_outer4(acc1, rows, p, panel + (size + p * NR))
             acc2 = tile_outer4(acc2, rows, p, panel + (2 * size + p * NR))

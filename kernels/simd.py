@@ -43,6 +43,8 @@ MR = TileConstant("mr", host().mr)
 NR = TileConstant("nr", host().nr)
 #: rows of the short tile
 SHORT = TileConstant("short", host().short)
+#: steps of a product that are written out one after the other
+UNROLL = TileConstant("unroll", host().unroll)
 
 PRIMITIVES: set = set()
 

@@ -589,27 +589,21 @@ def _patch_riscv(image: bytearray, patches: list[tuple[int, int, int]]) -> None:
     """All relocations of a section. The lower halves of addresses name the instruction with the upper half."""
     upper: dict[int, int] = {}
     for place, value, kind in patches:
-        if kind in (18, 19, 23):  # R_RISCV_CALL, CALL_PLT, PCREL_HI20
+        if kind in (19, 23):  # R_RISCV_CALL_PLT, R_RISCV_PCREL_HI20
             distance = upper[place] = value - place
             high = struct.pack("<i", (distance + 0x800 >> 12 << 12))
             _merge(image, place, int.from_bytes(high, "little"), 0xFFFFF000)
-            if kind != 23:
+            if kind == 19:
                 _merge(image, place + 4, (distance & 0xFFF) << 20, 0xFFF00000)
     for place, value, kind in patches:
-        if kind in (24, 25):  # PCREL_LO12_I, PCREL_LO12_S
+        if kind == 24:  # PCREL_LO12_I
             if value not in upper:
                 raise KernelError("half of an address in RISC-V code lacks its other half")
-            low = upper[value] & 0xFFF
-            if kind == 24:
-                _merge(image, place, low << 20, 0xFFF00000)
-            else:
-                _merge(image, place, low >> 5 << 25 | (low & 31) << 7, 0xFE000F80)
-        elif kind in (57, 59):  # 32_PCREL, PLT32
-            struct.pack_into("<i", image, place, value - place)
+            _merge(image, place, (upper[value] & 0xFFF) << 20, 0xFFF00000)
         elif kind in (35, 39):  # ADD32, SUB32
             (word,) = struct.unpack_from("<I", image, place)
             struct.pack_into("<I", image, place, word + (value if kind == 35 else -value) & 0xFFFFFFFF)
-        elif kind not in (18, 19, 23, 51):  # 51: RELAX, a permission to shorten
+        elif kind not in (19, 23, 51):  # 51: RELAX, a permission to shorten
             raise KernelError(f"cannot link RISC-V relocation {kind}")
 
 

@@ -271,7 +271,7 @@ class _Object:
         version = reader.unsigned()
         if version != 2:
             raise KernelError(f"WebAssembly objects of linking version {version} are not supported, only of version 2")
-        described: list[tuple[str, int, int]] = []
+        described: list[tuple[str, int]] = []
         while reader.at < reader.end:
             kind, part = reader.byte(), reader.part()
             if kind == 5:
@@ -282,11 +282,9 @@ class _Object:
                 self.symbols = self._all(part, self._symbol, "symbols")
         if len(described) != len(self.segments):
             raise _malformed(f"it has {len(self.segments)} data segments but describes {len(described)}")
-        for segment, (name, power, flags) in zip(self.segments, described):
+        for segment, (name, power) in zip(self.segments, described):
             if power > 16:
                 raise _malformed(f"{name} is to lie at a multiple of 2**{power} bytes")
-            if flags & 2:
-                raise KernelError(f"{name}: thread-local data is not supported on wasm32")
             segment.name, segment.align = name, 1 << power
 
     def _symbol(self, reader: Reader) -> _Symbol:
@@ -397,9 +395,10 @@ def _segment(reader: Reader) -> _Chunk:
     return _body(reader)
 
 
-def _description(reader: Reader) -> tuple[str, int, int]:
-    """A data segment's name, the power of two that it is aligned to, and flags."""
-    return reader.name(), reader.unsigned(), reader.unsigned()
+def _description(reader: Reader) -> tuple[str, int]:
+    """A data segment's name and the power of two that it is aligned to."""
+    name, power, _ = reader.name(), reader.unsigned(), reader.unsigned()
+    return name, power
 
 
 # ---------------------------------------------------------------- writing

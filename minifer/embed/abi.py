@@ -95,16 +95,17 @@ class Interface:
 
 
 #: words that are no names in C, C++, Rust, Python or JavaScript
-_TAKEN = frozenset(
-    """abstract alignas alignof and and_eq arguments as asm assert async auto await become bitand bitor bool box break
+_TAKEN_WORDS = """
+    abstract alignas alignof and and_eq arguments as asm assert async auto await become bitand bitor bool box break
     case catch char class compl const constexpr continue crate debugger decltype def default del delete do double dyn
     elif else enum eval except explicit export extends extern false final finally float fn for friend from function gen
     global goto if impl implements import in inline instanceof int interface is lambda let long loop macro match mod
     move mut mutable namespace new noexcept nonlocal not not_eq null nullptr operator or or_eq override package pass
     priv private protected pub public raise ref register requires restrict return self short signed sizeof static
     struct super switch template this throw trait true try type typedef typeid typename typeof union unsafe unsigned
-    unsized use using var virtual void volatile wchar_t where while with xor xor_eq yield""".split()
-)
+    unsized use using var virtual void volatile wchar_t where while with xor xor_eq yield
+"""
+_TAKEN = frozenset(_TAKEN_WORDS.split())
 
 
 def identifier(text: str, default: str = "model") -> str:

@@ -129,7 +129,8 @@ export class Model {
     if (this.#buffer !== this.#exports.memory.buffer) this.#makeViews(); // the memory has grown
     inputs.forEach((tensor, i) => this.#inputViews[i].set(values[tensor.identifier]));
     const status = this.#exports[`${NAME}_run`](
-      this.#inputTable, inputs.length, this.#outputTable, outputs.length, this.#workspace, this.#workspaceBytes,@run_weights
+      this.#inputTable, inputs.length, this.#outputTable, outputs.length,
+      this.#workspace, this.#workspaceBytes,@run_weights
     );
     if (status !== 0) throw new StatusError(status);
     return Object.fromEntries(outputs.map((tensor, i) => [tensor.identifier, this.#outputViews[i].slice()]));
@@ -184,8 +185,9 @@ function checkInputs(values) {
   for (const { identifier, array, size, shape } of inputs) {
     const value = values[identifier];
     if (value === undefined) throw new TypeError(`${NAME}: input "${identifier}" is missing`);
-    if (kindOf(value) !== array.name) {
-      throw new TypeError(`${NAME}: input "${identifier}" must be a ${array.name}, not a value of type ${kindOf(value)}`);
+    const kind = kindOf(value);
+    if (kind !== array.name) {
+      throw new TypeError(`${NAME}: input "${identifier}" must be a ${array.name}, not a value of type ${kind}`);
     }
     if (value.length !== size) {
       const dims = shape.length > 1 ? ` (${shape.join(" x ")})` : "";
@@ -370,7 +372,7 @@ def module(interface: Interface, *, wasm_file: str, relaxed_file: str | None, we
         weights_check=where(_WEIGHTS_CHECK),
         weights_place=where("\n    this.#weights = place(this.#weightsBytes);"),
         weights_copy=where(_WEIGHTS_COPY),
-        run_weights=where("\n      this.#weights, this.#weightsBytes,"),
+        run_weights=where(" this.#weights, this.#weightsBytes,"),
         fork_weights=where(", new Uint8Array(this.#exports.memory.buffer, this.#weights, this.#weightsBytes)"),
         weights_function=where(_WEIGHTS_FUNCTION),
     )

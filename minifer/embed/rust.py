@@ -353,7 +353,7 @@ def _info(tensor: Tensor) -> str:
 
 def _text(text: str) -> str:
     """A string literal in ASCII."""
-    return '"' + re.sub(r'[^ !#-\[\]-~]', lambda found: f"\\u{{{ord(found[0]):x}}}", text) + '"'
+    return '"' + re.sub(r"[^ !#-\[\]-~]", lambda found: f"\\u{{{ord(found[0]):x}}}", text) + '"'
 
 
 def _facts(interface: Interface) -> list[str]:

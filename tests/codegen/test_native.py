@@ -27,10 +27,10 @@ CODE = """
 target triple = ""
 target datalayout = ""
 @weights = external hidden constant [0 x i8]
-@a = private constant [6 x i8] c"first\\00"
-@b = private constant [7 x i8] c"second\\00"
-@c = private constant [6 x i8] c"third\\00"
-@d = private constant [7 x i8] c"fourth\\00"
+@a = private unnamed_addr constant [6 x i8] c"first\\00"
+@b = private unnamed_addr constant [7 x i8] c"second\\00"
+@c = private unnamed_addr constant [6 x i8] c"third\\00"
+@d = private unnamed_addr constant [7 x i8] c"fourth\\00"
 define float @net_scale(ptr %x, i64 %n, float %s) {
   %place = getelementptr float, ptr @weights, i64 %n
   %weight = load float, ptr %place
@@ -463,6 +463,19 @@ def test_equal_input_gives_an_equal_library():
     assert native.link_library([complete("aarch64")], EXPORTS, "libnet.so") == linked("aarch64")
 
 
+@pytest.mark.parametrize("machine, number", [("x86_64", 62), ("aarch64", 183), ("riscv64", 243)])
+def test_addresses_out_of_reach(machine, number, monkeypatch):
+    monkeypatch.setitem(native._PAGE, number, 1 << 33)  # so far apart are constants and code
+    with pytest.raises(KernelError, match=r"address in \.text is too far away"):
+        linked.__wrapped__(machine)
+
+
+def test_calls_out_of_reach(monkeypatch):
+    monkeypatch.setitem(native._AARCH64_REACH, 283, 4)
+    with pytest.raises(KernelError, match="too far away"):
+        native.link_library(two("aarch64"), TWO_EXPORTS, "libtwo.so")
+
+
 def code_for_library(text: str, exports: Iterable[str] = ("f",)) -> bytes:
     return emit.emit_object('target triple = ""\ntarget datalayout = ""\n' + text, exports, MACHINES["x86_64"])
 
@@ -567,6 +580,16 @@ def test_damaged_objects(machine, use):
         except KernelError:
             refused += 1
     assert refused > 20
+
+
+def test_name_outside_of_its_table():
+    code = bytearray(complete("x86_64"))
+    read = objects.ElfObject(bytes(code))
+    (table,) = (section for section in read.sections if section.kind == objects.SHT_SYMTAB)
+    at = table.offset + 24 * [symbol.name for symbol in read.symbols].index("weights")
+    code[at : at + 4] = b"\xff\xff\xff\x7f"
+    with pytest.raises(KernelError, match="outside of its table"):
+        native.check_no_undefined(bytes(code))
 
 
 def test_damaged_wasm():

@@ -58,7 +58,8 @@ def c_code(separate: bool = False) -> str:
     ]
     for kind, tensors in (("input", INPUTS), ("output", OUTPUTS)):
         lines.append(f"size_t toy_{kind}_count(void) {{ return {len(tensors)}; }}")
-        lines.append(f"size_t toy_{kind}_bytes(size_t i) {{ return i == 0 ? {tensors[0].bytes} : {tensors[1].bytes}; }}")
+        first, last = (t.bytes for t in tensors)
+        lines.append(f"size_t toy_{kind}_bytes(size_t i) {{ return i == 0 ? {first} : {last}; }}")
     return "\n".join(lines) + "\n"
 
 
@@ -92,18 +93,19 @@ def _facts(separate: bool) -> dict[str, tuple[int, ...]]:
 def _ir(separate: bool, weights: tuple[float, ...], prefix: str) -> str:
     lines = ['target triple = ""', 'target datalayout = ""', "%buffer = type { ptr, i32 }"]
     for name, values in _facts(separate).items():
-        last = len(values) - 1
-        choice = f"select i1 %first, i32 {values[0]}, i32 {values[last]}"
-        lines.append(f"define i32 @{prefix}_{name}({'i32 %i' if last else ''}) {{")
-        lines += ["  %first = icmp eq i32 %i, 0", f"  %v = {choice}", "  ret i32 %v"] if last else [f"  ret i32 {values[0]}"]
-        lines.append("}")
+        parameter = "i32 %i" if name.endswith("put_bytes") else ""
+        lines.append(f"define i32 @{prefix}_{name}({parameter}) {{")
+        if parameter:
+            lines.append("  %first = icmp eq i32 %i, 0")
+            lines.append(f"  %value = select i1 %first, i32 {values[0]}, i32 {values[1]}\n  ret i32 %value\n}}")
+        else:
+            lines.append(f"  ret i32 {values[0]}\n}}")
     given = ", ptr %weights, i32 %weights_bytes" if separate else ""
     held = "%weights" if separate else "@weights"
     if not separate:
         lines.append(f"@weights = internal constant [3 x float] [{', '.join(f'float {w:e}' for w in weights)}]")
-    lines.append(
-        f"define i32 @{prefix}_run(ptr %in, i32 %ins, ptr %out, i32 %outs, ptr %workspace, i32 %workspace_bytes{given}) {{"
-    )
+    lists = "ptr %in, i32 %ins, ptr %out, i32 %outs"
+    lines.append(f"define i32 @{prefix}_run({lists}, ptr %workspace, i32 %workspace_bytes{given}) {{")
     for kind, tensors, status in (("in", INPUTS, 1), ("out", OUTPUTS, 2)):
         for i, tensor in enumerate(tensors):
             at = f"%{kind}{i}"
