@@ -111,6 +111,8 @@ def _retarget(text: str, target: Target, triple: str, layout: str) -> str:
     """The text for another machine. Functions get "no-builtins": loops must not become calls of memset and memcpy."""
     text = re.sub(r'^target triple = ".*"$', f'target triple = "{triple}"', text, count=1, flags=re.M)
     text = re.sub(r'^target datalayout = ".*"$', f'target datalayout = "{layout}"', text, count=1, flags=re.M)
+    if "relaxed-simd" in target.features:  # without leave to contract, LLVM splits what is wider than a register
+        text = re.sub(r"call (<[^>]*>|\w+) @llvm\.fma\.", r"call contract \1 @llvm.fmuladd.", text)
     if not target.fma:
         text = text.replace("@llvm.fma.", "@llvm.fmuladd.")
     text = re.sub(r"^(attributes #\d+ = \{)", r'\1 "no-builtins"', text, flags=re.M)
