@@ -1,4 +1,4 @@
-"""The files that minifer carries: a classifier with its labels, two photographs, and the manifest of further models.
+"""The files that minifer carries: two classifiers, labels, two photographs, and the manifest of further models.
 
 Where each file comes from and under which licence stands in README.md beside this file.
 """
@@ -12,6 +12,7 @@ from typing import Any
 _HERE = Path(__file__).parent
 
 EFFICIENTNET_LITE0 = "efficientnet_lite0.onnx"
+SENTIMENT = "sentiment.onnx"
 SAMPLES = ("chelsea.png", "coffee.png")
 
 

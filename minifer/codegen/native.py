@@ -172,7 +172,8 @@ def with_data(object_code: bytes, symbol: str, data, align: int = 64) -> bytes:
     """The relocatable object with its undefined `symbol` defined: `data` in a new section `.rodata.<symbol>`.
 
     `data` is any contiguous buffer; it is copied once, into the result. The symbol becomes global and hidden: visible
-    to the objects it is linked with, not outside of their program or library. Works for 64-bit and 32-bit ELF.
+    to the objects it is linked with, not outside of their program or library. Works for 64-bit and 32-bit ELF. Where
+    there is no data and nothing refers to it, the object is returned as it is.
     KernelError if the object is damaged, does not refer to the symbol or defines it, and for more data than code
     reaches.
     """
@@ -186,6 +187,8 @@ def with_data(object_code: bytes, symbol: str, data, align: int = 64) -> bytes:
         )
     target, wanted = _Object(object_code), symbol.encode(errors="replace")
     entry = next((s for s in target.symbols() if s.is_global and s.name == wanted), None)
+    if symbol and entry is None and not len(content):
+        return bytes(object_code)
     if not symbol or entry is None:
         raise KernelError(f"the object does not refer to {symbol!r}")
     if entry.section:
@@ -232,14 +235,59 @@ def _append(target: _Object, name: str, content: memoryview, align: int) -> None
 
 
 def undefined_symbols(object_code: bytes) -> set[str]:
-    """The names that an ELF or WebAssembly object expects from elsewhere; KernelError if it is damaged."""
-    if bytes(object_code[:4]) == b"\0asm":
-        try:
+    """The names, as C has them, that an ELF, COFF (x86-64), Mach-O (64-bit) or WebAssembly object expects from
+    elsewhere; KernelError if it is damaged."""
+    kind = bytes(object_code[:4])
+    try:
+        if kind == b"\0asm":
             return objects.undefined_symbols(object_code)
-        except (struct.error, IndexError, ValueError):
-            raise KernelError("the WebAssembly object is damaged") from None
+        if kind == _MACH_O:
+            return set(_mach_o_undefined(object_code))
+        if kind[:2] == _COFF_X86_64:
+            return set(_coff_undefined(object_code))
+    except (struct.error, IndexError, ValueError):
+        raise KernelError("the symbols of an object cannot be read: it is damaged") from None
     found = (s.name for s in _Object(object_code).symbols() if s.name and not s.section)
     return {name.decode(errors="replace") for name in found}
+
+
+_COFF_X86_64 = b"\x64\x86"
+_MACH_O = b"\xcf\xfa\xed\xfe"
+
+
+def _string(data: bytes, at: int) -> str:
+    return data[at : data.index(b"\0", at)].decode()
+
+
+def _coff_undefined(data: bytes) -> Iterator[str]:
+    """Source: Microsoft, PE Format."""
+    symbols, count = struct.unpack_from("<II", data, 8)
+    strings, index = symbols + 18 * count, 0
+    while index < count:
+        name, value, section, _, storage, more = struct.unpack_from("<8sIhHBB", data, symbols + 18 * index)
+        if storage == 2 and section == 0 and value == 0:  # external; with a value it would be common data
+            if name[:4] == bytes(4):  # a long name stands in the table of strings
+                yield _string(data, strings + int.from_bytes(name[4:], "little"))
+            else:
+                yield name.rstrip(b"\0").decode()
+        index += 1 + more
+
+
+def _mach_o_undefined(data: bytes) -> Iterator[str]:
+    """Source: Apple, <mach-o/loader.h> and <mach-o/nlist.h>."""
+    (commands,) = struct.unpack_from("<I", data, 16)
+    at = 32
+    for _ in range(commands):
+        command, size = struct.unpack_from("<II", data, at)
+        if size < 8:
+            raise ValueError
+        if command == 2:  # the symbol table
+            symbols, count, strings = struct.unpack_from("<III", data, at + 8)
+            for index in range(count):
+                name, kind, _, _, value = struct.unpack_from("<IBBHQ", data, symbols + 16 * index)
+                if kind & 0xEF == 1 and value == 0:  # external, in no section, and no note of a debugger
+                    yield _string(data, strings + name).removeprefix("_")
+        at += size
 
 
 def check_no_undefined(object_code: bytes, allowed: Collection[str] = ()) -> None:

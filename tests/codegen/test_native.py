@@ -76,8 +76,14 @@ MACHINES: dict[str, Target] = {
         _X86, name="riscv64", triple="riscv64-unknown-linux-gnu", cpu="generic-rv64", features="+m,+a,+f,+d,+c"
     ),
     "thumbv7em": dataclasses.replace(
-        _X86, name="thumbv7em", triple="thumbv7em-none-eabihf", cpu="cortex-m4", features=""
+        _X86, name="thumbv7em", triple="thumbv7em-none-unknown-eabihf", cpu="cortex-m4", features=""
     ),
+}
+#: machines whose objects are only looked through
+OTHERS = {
+    "wasm32": TARGETS["wasm32"],
+    "windows": dataclasses.replace(_X86, name="windows", triple="x86_64-pc-windows-msvc"),
+    "macos": dataclasses.replace(_X86, name="macos", triple="arm64-apple-macosx11.0.0", cpu="apple-m1"),
 }
 LINUX = ("x86_64", "aarch64", "riscv64")
 
@@ -179,7 +185,11 @@ def test_equal_input_gives_an_equal_object():
         assert native.with_data(emitted("x86_64"), "weights", same) == once
 
 
-def test_no_data_still_has_an_address(tmp_path):
+def test_no_data_that_nothing_refers_to():
+    assert native.with_data(complete("x86_64"), "other", b"") == complete("x86_64")
+
+
+def test_no_data_still_has_an_address():
     """Linkers place no empty section, so one byte stands in for no data at all."""
     code = objects.ElfObject(native.with_data(emitted("x86_64"), "weights", b""))
     assert code.sections[-1].size == 1
@@ -236,7 +246,8 @@ def test_more_data_than_code_reaches(monkeypatch):
 def test_archive_links_and_runs(machine, limit, tmp_path, monkeypatch):
     monkeypatch.setattr(native, "_SMALL", limit)
     members = [("readme", b"odd"), ("a_name_longer_than_a_header_takes.o", complete(machine))]
-    (tmp_path / "libnet.a").write_bytes(native.archive(members))
+    (tmp_path / "libnet.a").write_bytes(data := native.archive(members))
+    assert data[8:24].split() == [b"/" if limit > len(data) else b"/SYM64/"]
     assert Toolchain(machine).run(tmp_path, "-static", "-L", tmp_path, "-lnet") == EXPECTED
 
 
@@ -516,19 +527,19 @@ def test_what_cannot_be_linked(files, exports, message):
 # -------- undefined symbols
 
 
-@pytest.mark.parametrize("machine", [*MACHINES, "wasm32"])
+@pytest.mark.parametrize("machine", [*MACHINES, *OTHERS])
 def test_undefined_symbols(machine):
-    target = MACHINES.get(machine) or TARGETS[machine]
+    target = MACHINES.get(machine) or OTHERS[machine]
     code = (  # nounwind: on ARM, unwinding would need a symbol more
-        'target triple = ""\ntarget datalayout = ""\ndeclare void @first()\ndeclare void @second()\n'
-        "define void @f() nounwind { call void @first() call void @second() ret void }"
+        'target triple = ""\ntarget datalayout = ""\ndeclare void @first()\ndeclare void @second_second()\n'
+        "define void @f() nounwind { call void @first() call void @second_second() ret void }"
     )
     code = emit.emit_object(code, ["f"], target)
-    with pytest.raises(KernelError, match="needs first, second from a library"):
+    with pytest.raises(KernelError, match="needs first, second_second from a library"):
         native.check_no_undefined(code)
-    with pytest.raises(KernelError, match="needs second from"):
+    with pytest.raises(KernelError, match="needs second_second from"):
         native.check_no_undefined(code, allowed=["first"])
-    native.check_no_undefined(code, ("first", "second", "third"))
+    native.check_no_undefined(code, ("first", "second_second", "third"))
 
 
 # -------- damaged files
@@ -582,6 +593,14 @@ def test_damaged_objects(machine, use):
     assert refused > 20
 
 
+def test_relocation_outside_of_its_section():
+    code = bytearray(complete("x86_64"))
+    (table, *_) = (s for s in objects.ElfObject(bytes(code)).sections if s.name == ".rela.text")
+    code[table.offset : table.offset + 8] = (1 << 40).to_bytes(8, "little")
+    with pytest.raises(KernelError, match=r"relocation in \.rela\.text lies outside"):
+        native.link_library([bytes(code)], EXPORTS, "libnet.so")
+
+
 def test_name_outside_of_its_table():
     code = bytearray(complete("x86_64"))
     read = objects.ElfObject(bytes(code))
@@ -592,11 +611,22 @@ def test_name_outside_of_its_table():
         native.check_no_undefined(bytes(code))
 
 
-def test_damaged_wasm():
-    code = emit.emit_object(CODE.replace("hidden ", ""), EXPORTS, TARGETS["wasm32"])
-    assert native.undefined_symbols(code) >= set()
-    for n in range(4, len(code)):
+@pytest.mark.parametrize("machine", OTHERS)
+def test_damaged_objects_of_other_formats(machine):
+    text = CODE.replace("@weights = external hidden constant [0 x i8]", "declare ptr @weights()")
+    text = text.replace("getelementptr float, ptr @weights, i64 %n", "call ptr @weights()")
+    code = emit.emit_object(text, EXPORTS, OTHERS[machine])
+    assert native.undefined_symbols(code) - {"_fltused"} == {"weights"}
+    chance = random.Random(5)
+    files = [code[:n] for n in range(4, len(code))]
+    for _ in range(1000):
+        changed = bytearray(code)
+        changed[chance.randrange(4, len(code))] = chance.choice((0, 127, 255))
+        files.append(bytes(changed))
+    refused = 0
+    for file in files:
         try:
-            native.check_no_undefined(code[:n])
+            native.check_no_undefined(file, ["_fltused", "weights"])
         except KernelError as problem:
-            assert str(problem)
+            refused += "cannot be read" in str(problem)
+    assert refused > 20

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import queue
 import re
 import shutil
 import subprocess
@@ -368,6 +369,45 @@ def test_js_from_a_server(tmp_path):
         server.shutdown()
     assert found == RESULT
     assert lost == f"Error: toy: no WebAssembly file at {start}/nothing.wasm: status 404"
+
+
+PAGE = """<script type="module">
+import { load, hasRelaxedSimd } from "./toy.js";
+const values = { image: new Float32Array([1, 2, 3, -4, 5, -6]), weights: new BigInt64Array([1n, 0n]) };
+const answer = load().then((model) => [hasRelaxedSimd(), [...model.run(values).probs]], (error) => error.message);
+fetch("/answer", { method: "POST", body: JSON.stringify(await answer) });
+</script>"""
+
+
+def test_js_in_a_browser(tmp_path):
+    """Chromium takes the fast build, halved here."""
+    browser = tool("chromium")
+    js_module(tmp_path)
+    (tmp_path / "index.html").write_text(PAGE)
+    answers: queue.Queue[str] = queue.Queue()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_POST(self):
+            answers.put(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(204)
+            self.end_headers()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        address = f"http://127.0.0.1:{server.server_port}/index.html"
+        command = [browser, *flags, "--remote-debugging-port=0", address]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            relaxed, probs = json.loads(answers.get(timeout=60))
+        finally:
+            process.terminate()
+            process.wait()
+            server.shutdown()
+    assert probs == ([-277, 160.5] if relaxed else [-554, 321])
 
 
 def test_js_errors(tmp_path):
