@@ -1,6 +1,7 @@
 # Each target makes the virtual environment it needs; a second run finds it ready.
 #   make demo            classify two photographs
 #   make test            the tests
+#   make test-embed      compiled models: examples, real models, a browser; what needs a tool that is absent is skipped
 #   make check           ruff, mypy, import direction, then the tests
 #   make wheel           dist/*.whl with the kernels built for x86-64-v3 and aarch64 inside (some minutes, once)
 #   make demo PYTHON=python3.12    with another Python (3.10 or newer); VENV=... puts the environment elsewhere
@@ -10,7 +11,7 @@ VENV ?= .venv
 JOBS ?= auto
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint wheel clean
+.PHONY: demo test test-embed check lint wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready-run
@@ -18,6 +19,9 @@ demo: $(VENV)/.ready-run
 
 test: $(VENV)/.ready-test
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+test-embed: $(VENV)/.ready-test
+	$(BIN)/python -m pytest -n $(JOBS) -m embed -rs tests/embed $(PYTEST_ARGS)
 
 check: lint test
 

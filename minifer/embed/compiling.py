@@ -5,6 +5,7 @@ No compiler, linker or other tool is needed. The same input gives the same files
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -76,8 +77,9 @@ def compile(
     interface = codes[0].interface
     if demo:
         from minifer.embed.demo import pages
+        from minifer.onnx_io import read_model
 
-        files.update(pages(interface, chosen))
+        files.update(pages(interface, chosen, metadata=read_model(source).metadata))
     written = _write(files, Path(out))
     held = codes[0].weights.nbytes
     return Compiled(written, interface, len(codes[0].object_code), held)
@@ -103,28 +105,25 @@ def _run_jobs(job: Job, targets: list[str]) -> list[Code]:
     """The code of the job for each kernel target, each made in a process of its own, side by side."""
     from minifer.kernels.target import PLAN_FOR
 
-    started = []
     data = pickle.dumps(job, protocol=5)
-    for target in targets:
-        environment = {**os.environ, PLAN_FOR: target, "PYTHONPATH": _python_path()}
-        incoming, outgoing = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-        incoming.write(data)
-        incoming.seek(0)
-        command = [sys.executable, "-m", "minifer.embed.worker"]
-        process = subprocess.Popen(command, env=environment, stdin=incoming, stdout=outgoing)
-        started.append((process, incoming, outgoing))
-    found, problem = [], None
-    for (process, incoming, outgoing), target in zip(started, targets):
-        status = process.wait()
-        outgoing.seek(0)
-        with incoming, outgoing:
+    command = [sys.executable, "-m", "minifer.embed.worker"]
+    found: list[Any] = []
+    with contextlib.ExitStack() as opened:
+        started = []
+        for target in targets:
+            incoming, outgoing = (opened.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+            incoming.write(data)
+            incoming.seek(0)
+            environment = {**os.environ, PLAN_FOR: target, "PYTHONPATH": _python_path()}
+            started.append((subprocess.Popen(command, env=environment, stdin=incoming, stdout=outgoing), outgoing))
+        for (process, outgoing), target in zip(started, targets):
+            status = process.wait()
+            outgoing.seek(0)
             try:
-                answer = pickle.load(outgoing)
+                found.append(pickle.load(outgoing))
             except (EOFError, pickle.UnpicklingError):
-                answer = KernelError(f"the process that compiles for {target} ended with status {status}")
-        if isinstance(answer, Exception):
-            problem = problem or answer
-        found.append(answer)
+                found.append(KernelError(f"the process that compiles for {target} ended with status {status}"))
+    problem = next((answer for answer in found if isinstance(answer, Exception)), None)
     if problem is not None:
         raise problem
     return found
@@ -151,6 +150,8 @@ def _files(platform: Platform, name: str, codes: list[Code], separate: bool) -> 
     if platform.form == "wasm":
         from minifer.embed import javascript
 
+        if any(c.weights.tobytes() != code.weights.tobytes() for c in codes):
+            raise KernelError("the two builds for WebAssembly want different weights: report this, please")
         wasm, relaxed = f"{name}.wasm", f"{name}.relaxed.wasm"
         files[wasm], files[relaxed] = (_module(c, separate) for c in codes)
         files[f"{name}.js"] = javascript.module(
@@ -158,17 +159,17 @@ def _files(platform: Platform, name: str, codes: list[Code], separate: bool) -> 
         )
         files[f"{name}.d.ts"] = javascript.types(code.interface)
         return files
-    from minifer.codegen import elf, native
+    from minifer.codegen import native
     from minifer.embed import header, rust
 
     whole = code.object_code
+    if not separate:
+        whole = native.with_data(whole, code.weights_symbol, code.weights)
+    native.check_no_undefined(whole, platform.runtime)
     if platform.form == "elf":
-        if not separate:
-            whole = native.with_data(whole, code.weights_symbol, code.weights)
-        native.check_no_undefined(whole)
         files[f"lib{name}.a"] = native.archive([(f"{name}.o", whole)])
         if platform.shared:
-            files[f"lib{name}.so"] = elf.link_shared([whole], code.interface.exports, f"lib{name}.so")
+            files[f"lib{name}.so"] = native.link_library([whole], code.interface.exports, f"lib{name}.so")
     files[f"{name}{platform.suffix}"] = whole
     files[f"{name}.h"] = header.header(code.interface)
     files[f"{name}.rs"] = rust.module(code.interface)

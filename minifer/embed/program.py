@@ -7,7 +7,7 @@ The plan is made for the target's register tile, which the process takes from th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
@@ -139,6 +139,7 @@ def _input_types(graph: Graph, shapes: Mapping[str, tuple[int, ...]], dims: Mapp
     if strange := [symbol for symbol in dims if symbol not in symbols]:
         known = ", ".join(sorted(symbols)) or "none"
         raise InputError(f"{', '.join(strange)} is no symbolic dimension of an input; there is {known}")
+    dims = {**_implied(graph, wanted, shapes), **dims}
     for name in wanted:
         kind = graph.types.get(name)
         if not isinstance(kind, TensorType) or kind.dtype == "string":
@@ -147,8 +148,8 @@ def _input_types(graph: Graph, shapes: Mapping[str, tuple[int, ...]], dims: Mapp
             kind = replace(kind, shape=tuple(dims.get(d, d) if isinstance(d, str) else d for d in kind.shape))
         if name in shapes:
             kind = _shaped(name, kind, tuple(shapes[name]))
-        elif kind.shape is not None and not kind.concrete and all(isinstance(d, int) for d in kind.shape[1:]):
-            kind = replace(kind, shape=(1, *kind.shape[1:]))  # an open first dimension is a batch: one of them
+        elif kind.shape is not None and kind.shape[:1] == (None,) and all(isinstance(d, int) for d in kind.shape[1:]):
+            kind = replace(kind, shape=(1, *kind.shape[1:]))
         elif not kind.concrete:
             open_inputs.append((name, kind))
             continue
@@ -161,6 +162,19 @@ def _input_types(graph: Graph, shapes: Mapping[str, tuple[int, ...]], dims: Mapp
             f"Give them, for example: {listed} (in Python: shapes={{name: (1, 3, ...)}})"
         )
     return types
+
+
+def _implied(graph: Graph, wanted: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Sizes of symbolic dimensions: as a given shape has them, else 1 for one that is first anywhere, a batch."""
+    found: dict[str, int] = {}
+    for name in wanted:
+        kind = graph.types.get(name)
+        if isinstance(kind, TensorType) and kind.shape:
+            sizes = shapes.get(name, ())
+            pairs = zip(kind.shape, sizes) if sizes else [(kind.shape[0], 1)]
+            given = {d: n for d, n in pairs if isinstance(d, str)}
+            found = {**found, **given} if sizes else {**given, **found}
+    return found
 
 
 def _shaped(name: str, kind: TensorType, shape: tuple[int, ...]) -> TensorType:

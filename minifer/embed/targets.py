@@ -17,7 +17,11 @@ class Platform:
     shared: bool = False  # a shared library too
     tested: bool = True  # by this project's own tests, on such a machine or an emulation of it
     suffix: str = ".o"
+    runtime: tuple[str, ...] = ()  # what the compiler's own runtime library brings to every program there
 
+
+#: 64-bit division on ARM
+_AEABI = ("__aeabi_ldivmod", "__aeabi_uldivmod", "__aeabi_unwind_cpp_pr0")
 
 PLATFORMS = {
     p.name: p
@@ -25,10 +29,10 @@ PLATFORMS = {
         Platform("wasm32", "wasm", {"simd128": "wasm32"}),
         Platform("x86_64-linux", "elf", {"x86-64-v3": "x86-64-v3", "x86-64-v2": "x86-64-v2"}, shared=True),
         Platform("aarch64-linux", "elf", {"generic": "aarch64"}, shared=True),
-        Platform("riscv64-linux", "elf", {"generic": "riscv64"}),
-        Platform("x86_64-windows", "object", {"x86-64-v3": "x86-64-windows"}, tested=False, suffix=".obj"),
+        Platform("riscv64-linux", "elf", {"generic": "riscv64"}, shared=True),
+        Platform("x86_64-windows", "object", {"x86-64-v3": "x86-64-windows"}, False, False, ".obj", ("_fltused",)),
         Platform("aarch64-macos", "object", {"apple-m1": "aarch64-macos"}, tested=False),
-        Platform("thumbv7em", "object", {"cortex-m7": "thumbv7em"}, tested=False),
+        Platform("thumbv7em", "elf", {"cortex-m7": "thumbv7em"}, tested=False, runtime=_AEABI),
     )
 }
 

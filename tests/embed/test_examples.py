@@ -12,6 +12,8 @@ import pytest
 import minifer.models as carried
 from minifer.pipelines.image import classify
 
+pytestmark = pytest.mark.embed
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PHOTO = EXAMPLES.parent / "models" / "chelsea.png"
 #: the tools that each needs, and whether it runs on this machine's own instructions
