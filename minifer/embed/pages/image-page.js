@@ -92,11 +92,14 @@ byId("cancel").onclick = stopCamera;
 
 async function startCamera() {
   showError("");
+  byId("camera").disabled = true; // while the user is asked
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
     showError(error.name === "NotAllowedError" ? "the camera may not be used here" : `no camera: ${error.message}`);
     return;
+  } finally {
+    byId("camera").disabled = false;
   }
   latest++;
   video.srcObject = stream;
@@ -104,25 +107,26 @@ async function startCamera() {
   byId("invitation").hidden = photo.hidden = true;
   byId("camera").textContent = "Take this picture";
   byId("cancel").hidden = false;
+  byId("sample").hidden = true;
   await video.play().catch((error) => showError(error.message));
   follow(stream);
 }
 
 /** Classifies what the camera sees for as long as it is on. */
 async function follow(current) {
-  await helper.ready;
-  while (stream === current) {
-    if (video.videoWidth && !document.hidden) {
-      try {
+  try {
+    while (stream === current) {
+      if (video.videoWidth && !document.hidden) {
         const bitmap = await createImageBitmap(video);
         const answer = await helper.ask({ image: bitmap, top: TOP }, [bitmap]);
         if (stream === current) await showAnswer(answer, false);
-      } catch (error) {
-        showError(error.message);
-        return;
       }
+      await new Promise((resolve) => setTimeout(resolve, LIVE_PAUSE));
     }
-    await new Promise((resolve) => setTimeout(resolve, LIVE_PAUSE));
+  } catch (error) {
+    if (stream !== current) return;
+    stopCamera();
+    showError(error.message);
   }
 }
 
@@ -132,7 +136,7 @@ function keepPicture() {
   canvas.height = video.videoHeight;
   if (!canvas.width) return;
   canvas.getContext("2d").drawImage(video, 0, 0);
-  canvas.toBlob(show, "image/png");
+  canvas.toBlob((blob) => blob && show(blob), "image/png");
 }
 
 function stopCamera() {
@@ -142,6 +146,7 @@ function stopCamera() {
   video.hidden = true;
   byId("camera").textContent = "Use the camera";
   byId("cancel").hidden = true;
+  byId("sample").hidden = !settings.sample;
   byId("invitation").hidden = !(photo.hidden = !photo.src);
 }
 
