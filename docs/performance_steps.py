@@ -139,12 +139,12 @@ def add_shipped(work: Work, last: np.ndarray, w: np.ndarray) -> None:
         1, channels, filters, 1, (1, *plane), (1, *plane), (1, 3, 3), (1, 1, 1), (0, 1, 1), (1, 1, 1)
     )  # fmt: skip
     add("shipped: implicit GEMM", conv.conv, conv.pack_weights(w, 1), g, conv.scratch_words(g), 0)
-    for size, kernel in winograd.KERNELS.items():
-        if channels >= winograd.LANES:
+    for (size, stride), kernels in winograd.KERNELS.items():
+        if stride == 1 and channels >= winograd.LANES:
             g = winograd.geometry(1, channels, filters, plane, plane, (1, 1))
             words, scratch = winograd.table_words(size), winograd.scratch_words(g, size)
             weight = winograd.pack_weights(w, size)
-            add(f"shipped: Winograd F({size}x{size}, 3x3)", kernel, weight, g, words, scratch)
+            add(f"shipped: Winograd F({size}x{size}, 3x3)", kernels.whole, weight, g, words, scratch)
 
 
 def add_onnxruntime(work: Work, op: str, x: np.ndarray, w: np.ndarray) -> None:

@@ -25,19 +25,22 @@ if TYPE_CHECKING:
     )
     from minifer.ops.registry import Op, register
     from minifer.pipelines.image import ImageClassifier, Prediction, classify, load_image
+    from minifer.pipelines.text import Sentiment, SentimentClassifier, sentiment
     from minifer.session import Session, load
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Compiled", "ImageClassifier", "InputError", "KernelError", "LimitError", "MiniferError", "ModelError", "Op",
-    "Prediction", "Session", "ShapeError", "UnsupportedError", "classify", "compile", "load", "load_image", "register",
+    "Prediction", "Sentiment", "SentimentClassifier", "Session", "ShapeError", "UnsupportedError", "classify",
+    "compile", "load", "load_image", "register", "sentiment",
 ]  # fmt: skip
 
 _HOME = {
     **dict.fromkeys(("load", "Session"), "minifer.session"),
     **dict.fromkeys(("classify", "load_image", "ImageClassifier", "Prediction"), "minifer.pipelines.image"),
     **dict.fromkeys(("compile", "Compiled"), "minifer.embed.compiling"),
+    **dict.fromkeys(("sentiment", "Sentiment", "SentimentClassifier"), "minifer.pipelines.text"),
     **dict.fromkeys(("register", "Op"), "minifer.ops.registry"),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "minifer.errors"),
 }

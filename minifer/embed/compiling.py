@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minifer.embed import texts
 from minifer.embed.abi import Interface, check_name, identifier
 from minifer.embed.targets import RELAXED, Platform, kernel_target, platform_of
 from minifer.embed.worker import Job
@@ -75,6 +76,7 @@ def compile(
     codes = _run_jobs(job, names)
     files = _files(platform, chosen, codes, separate)
     interface = codes[0].interface
+    files.update(texts.files(interface, platform, codes[0].metadata))
     if demo:
         from minifer.embed.demo import pages
         from minifer.onnx_io import read_model

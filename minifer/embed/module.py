@@ -8,7 +8,7 @@ written into the kernel before it is optimised, so the code holds only what the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class Code:
     weights: np.ndarray
     weights_symbol: str
     interface: Interface
+    metadata: dict[str, str] = field(default_factory=dict)  # of the model
 
 
 def compile_program(program: Program, target: Target) -> Code:

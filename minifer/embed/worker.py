@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -32,10 +32,9 @@ def compile_here(job: Job) -> Any:
     from minifer.kernels.target import host
     from minifer.onnx_io import read_model
 
-    program = make_program(
-        read_model(job.source), job.name, job.shapes, job.values, separate=job.separate, dims=job.dims
-    )
-    return compile_program(program, host())
+    model = read_model(job.source)
+    program = make_program(model, job.name, job.shapes, job.values, separate=job.separate, dims=job.dims)
+    return replace(compile_program(program, host()), metadata=dict(model.metadata))
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ from minifer.ops.window import Window, slide
 
 #: input channels up to which a row of taps is better read as one run, from a copy with the padding written out
 FEW_CHANNELS = 8
+#: bytes of all transformed tiles of Winograd's algorithm up to which threads share them: what stays in a cache
+SHARED_TILES = 3 << 20
 
 
 def three(values: Sequence[Any], fill: int) -> tuple[int, ...]:
@@ -49,28 +51,29 @@ def lower_conv(low: Any) -> Declined | None:
         low.note("gemm: with one tap, pixels by channels are a matrix as they lie")
         _pointwise(low, filters)
         return None
-    plain = rank == 2 and groups == 1 and window.kernel == (3, 3) and {*window.strides, *window.dilations} == {1}
-    size = winograd_size(x_shape[0], channels, filters, window.out) if plain else 0
-    low.note(_reason(x_shape[0], channels, filters, window.out, plain, size))
+    plain = rank == 2 and groups == 1 and window.kernel == (3, 3) and {*window.dilations} == {1}
+    stride = window.strides[0] if plain and window.strides in ((1, 1), (2, 2)) else 0
+    size = winograd_size(x_shape[0], channels, filters, window.out, stride) if stride else 0
+    low.note(_reason(x_shape[0], channels, filters, window.out, stride, size))
     if size:
-        _winograd(low, window, filters, size)
+        _winograd(low, window, filters, size, stride)
     else:
         _implicit_gemm(low, window, x_shape, filters, groups)
     return None
 
 
-def _reason(batch: int, channels: int, filters: int, out: Sequence[Any], plain: bool, size: int) -> str:
-    """Why a convolution of several taps gets the kernel that it gets."""
+def _reason(batch: int, channels: int, filters: int, out: Sequence[Any], stride: int, size: int) -> str:
+    """Why a convolution of several taps gets the kernel that it gets; stride 0: it is not for Winograd."""
     chosen = f"Winograd F({size}x{size}, 3x3)" if size else "implicit GEMM"
-    if not plain:
-        return f"{chosen}: Winograd is for 3x3 taps in two dimensions, stride 1, no dilation, one group"
+    if not stride:
+        return f"{chosen}: Winograd is for 3x3 taps in two dimensions, stride 1 or 2, no dilation, one group"
     if min(channels, filters) < FEW_CHANNELS:
         return f"{chosen}: less than {FEW_CHANNELS} channels or filters are too few for Winograd"
-    costs = [conv_cost(batch, channels, filters, out, s) / 1e3 for s in (0, 2, 4)]
+    costs = [conv_cost(batch, channels, filters, out, s, stride) / 1e3 for s in (0, 2, 4)]
     return f"{chosen}: expected are {costs[0]:.0f} us direct, {costs[1]:.0f} by F(2x2), {costs[2]:.0f} by F(4x4)"
 
 
-def winograd_size(batch: int, channels: int, filters: int, out: Sequence[Any]) -> int:
+def winograd_size(batch: int, channels: int, filters: int, out: Sequence[Any], stride: int = 1) -> int:
     """Results per side of a tile with which Winograd's algorithm is fastest for a 3x3 convolution; 0: not at all.
 
     Measured in GFLOP/s of the plain formula on one core of a Zen 3 (register tile at 97 GFLOP/s):
@@ -84,27 +87,32 @@ def winograd_size(batch: int, channels: int, filters: int, out: Sequence[Any]) -
         512, 14x14                    73     159     176        83            75
         512, 7x7                      71      99      80        78            75
 
-    A larger tile has heavier weights (4 instead of 1.8 times the original ones), and is taken where it saves a tenth of
-    the time. What is best for one thread is so for two.
+    and with stride 2, where there is less to gain (size: of the result):
+
+        128, 28x28                    83      78     102
+        256, 14x14                    84     100      87
+
+    A larger tile has heavier weights (4 instead of 1.8 times the original ones; with stride 2, 9 instead of 2.8), and
+    is taken where it saves a tenth of the time. What is best for one thread is so for two.
     """
     if channels < FEW_CHANNELS or filters < FEW_CHANNELS:
         return 0
-    best, least = 0, conv_cost(batch, channels, filters, out, 0)
+    best, least = 0, conv_cost(batch, channels, filters, out, 0, stride)
     for size in (2, 4):
-        cost = conv_cost(batch, channels, filters, out, size)
+        cost = conv_cost(batch, channels, filters, out, size, stride)
         if cost < 0.9 * least:
             best, least = size, cost
     return best
 
 
-def conv_cost(batch: int, channels: int, filters: int, out: Sequence[Any], size: int) -> float:
+def conv_cost(batch: int, channels: int, filters: int, out: Sequence[Any], size: int, stride: int = 1) -> float:
     """Nanoseconds of a 3x3 convolution by Winograd tiles of size x size results, or directly (size 0).
 
     Three terms: products at the rate of the register tile, weights at what the third-level cache delivers, and
     what it takes to transform each value of a tile. Within about 10 % of what was measured.
     """
     across = [-(-o // max(size, 1)) for o in out]
-    points = (size + 2) ** 2 if size else 9
+    points = winograd.side_of(size, stride) ** 2 if size else 9
     rows = batch * across[0] * across[1]
     columns = -(-filters // NR) * NR
     blocks = -(-rows // winograd.BLOCK) if size else 1
@@ -114,20 +122,36 @@ def conv_cost(batch: int, channels: int, filters: int, out: Sequence[Any], size:
     return products + weights + transforms
 
 
-def _winograd(low: Any, window: Window, filters: int, size: int) -> None:
+def _winograd(low: Any, window: Window, filters: int, size: int, stride: int) -> None:
     batch, channels, *inside = low.shape(0)
     begin = [b for b, _ in window.pads]
-    tiles = batch * math.prod([-(-o // size) for o in low.out_shape()[2:]])
-    g = winograd.geometry(batch, channels, filters, inside, window.out, begin, min(tiles, winograd.BLOCK))
+    kernels = winograd.KERNELS[size, stride]
+    tiles = batch * math.prod([-(-o // size) for o in window.out])
+    block = min(tiles, winograd.BLOCK)
+
+    def table_of(rows: int) -> np.ndarray:
+        return winograd.geometry(batch, channels, filters, inside, window.out, begin, stride, rows, block)
+
+    g = table_of(tiles)
+    shared = 4 * winograd.tiles_words(g, size, stride)
+    split = shared <= SHARED_TILES
+    if not split:
+        g = table_of(block)
     x = low.input(0, CHANNELS_LAST)
-    weight = low.pack(1, ("winograd", size, int(NR)), lambda w: winograd.pack_weights(w, size))
+    weight = low.pack(1, ("winograd", size, stride, int(NR)), lambda w: winograd.pack_weights(w, size, stride))
     (bias, residual), numbers = _tail(low, filters)
     y = low.output(0, CHANNELS_LAST)
-    zeros = low.const(np.zeros(channels, np.float32))
-    table = low.scratch(8 * low.threads * winograd.table_words(size), "int64")
-    scratch = low.scratch(4 * low.threads * winograd.scratch_words(g, size), "float32")
-    kernel = winograd.KERNELS[size]
-    low.call(kernel, x, weight, bias, residual, y, zeros, table, scratch, low.const(g), *numbers)
+    zeros, g_slot = low.const(np.zeros(channels, np.float32)), low.const(g)
+    table = low.scratch(8 * low.threads * winograd.table_words(size, stride), "int64")
+    if split:
+        u = low.scratch(shared, "float32")
+        half = low.scratch(4 * low.threads * winograd.half_words(size, stride), "float32")
+        scratch = low.scratch(4 * low.threads * winograd.products_words(g, size, stride), "float32")
+        low.call(kernels.tiles, x, u, zeros, table, half, g_slot)
+        low.call(kernels.products, u, weight, bias, residual, y, scratch, g_slot, *numbers)
+    else:
+        scratch = low.scratch(4 * low.threads * winograd.scratch_words(g, size, stride), "float32")
+        low.call(kernels.whole, x, weight, bias, residual, y, zeros, table, scratch, g_slot, *numbers)
 
 
 def lower_conv_transpose(low: Any, window: Window) -> Declined | None:

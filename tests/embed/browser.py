@@ -5,6 +5,7 @@ each. https://chromedevtools.github.io/devtools-protocol/
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -39,11 +40,12 @@ class Browser:
         reads, self._writer = (self._high(end) for end in os.pipe())
         self._reader, writes = (self._high(end) for end in os.pipe())
         start = _START.format(reads=reads, writes=writes)
-        self._log = open(folder / "log", "wb")
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", start, program, *FLAGS, f"--user-data-dir={folder / 'profile'}", "about:blank"],
-            pass_fds=(reads, writes), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
-        )  # fmt: skip
+        self._log = folder / "log"
+        command = [program, *FLAGS, f"--user-data-dir={folder / 'profile'}", "about:blank"]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", start, *command], pass_fds=(reads, writes), stdin=subprocess.DEVNULL, stderr=log
+            )
         os.close(reads)
         os.close(writes)
         self._session = None
@@ -55,8 +57,6 @@ class Browser:
 
     @staticmethod
     def _high(number: int) -> int:
-        import fcntl
-
         high = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 10)
         os.close(number)
         return high
@@ -81,7 +81,7 @@ class Browser:
             ready, _, _ = select.select([self._reader], [], [], max(0.0, until - time.monotonic()))
             assert ready, f"the browser has not answered within {self._timeout} s"
             data = os.read(self._reader, 1 << 20)
-            assert data, f"the browser has ended: {Path(self._log.name).read_text(errors='replace')[-2000:]}"
+            assert data, f"the browser has ended: {self._log.read_text(errors='replace')[-2000:]}"
             self._received += data
         text, _, self._received = self._received.partition(b"\0")
         return json.loads(text)
@@ -102,7 +102,9 @@ class Browser:
         """Wait until a JavaScript expression is true."""
         until = time.monotonic() + timeout
         while not self.value(f"Boolean({condition})"):
-            assert time.monotonic() < until, f"not within {timeout} s: {condition}\n{self.value('document.body.innerText')}"
+            assert time.monotonic() < until, (
+                f"not within {timeout} s: {condition}\n{self.value('document.body.innerText')}"
+            )
             time.sleep(0.03)
 
     def drop(self, file: Path, x: int, y: int) -> None:
@@ -132,11 +134,19 @@ class Browser:
                 found.append(str(parameters["args"]))
         return found
 
-    def screenshot(self, width: int = 1100, height: int = 800, dark: bool = False) -> bytes:
-        """The page as a PNG file."""
+    def choose(self, selector: str, file: Path) -> None:
+        """Choose a file in a file input."""
+        found = self.call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        self.call("DOM.setFileInputFiles", files=[str(file)], objectId=found["result"]["objectId"])
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the page another size, in pixels."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def screenshot(self, dark: bool = False) -> bytes:
+        """The page as a PNG file, its animations done."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         finite = "document.getAnimations().filter((a) => a.effect.getComputedTiming().endTime < 5000)"
         self.value(f"Promise.allSettled({finite}.map((a) => a.finished)).then(() => null)")
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
@@ -150,4 +160,3 @@ class Browser:
             self._process.kill()
             self._process.wait()
         os.close(self._reader)
-        self._log.close()

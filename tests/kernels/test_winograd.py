@@ -21,18 +21,21 @@ def conv_model(x, w, **attrs):
     return model([node("Conv", ["x", "w"], ["y"], **attrs)], {"x": x}, {"w": w}, ["y"])
 
 
-def matrix(line, count):
-    """The matrix of a linear function of `count` numbers."""
-    return np.array([line(*row) for row in np.eye(count)], np.float64).T
+LINES = {
+    (2, 1): (winograd.input_line_2, winograd.output_line_2),
+    (4, 1): (winograd.input_line_4, winograd.output_line_4),
+    (2, 2): (winograd.input_line_2_stride_2, winograd.output_line_2_stride_2),
+    (4, 2): (winograd.input_line_4_stride_2, winograd.output_line_4_stride_2),
+}
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_the_matrices_filter_exactly(size):
+@pytest.mark.parametrize("size, stride", winograd.KERNELS)
+def test_the_matrices_filter_exactly(size, stride):
     """A^T [(G w) * (B^T d)] is the sum of w over d in one dimension, for every pair of unit vectors."""
-    lines = {2: (winograd.input_line_2, winograd.output_line_2), 4: (winograd.input_line_4, winograd.output_line_4)}
-    b, a = (matrix(f, size + 2) for f in lines[size])
-    product = np.einsum("yp,pw,pd->ywd", a, winograd.G[size], b)
-    wanted = np.array([[[float(d == y + w) for d in range(size + 2)] for w in range(3)] for y in range(size)])
+    side = winograd.side_of(size, stride)
+    b, a = (winograd.matrix_of(line, side) for line in LINES[size, stride])
+    product = np.einsum("yp,pw,pd->ywd", a, winograd.G[size, stride], b)
+    wanted = [[[float(d == stride * y + w) for d in range(side)] for w in range(3)] for y in range(size)]
     assert np.abs(product - wanted).max() < 1e-12
 
 
@@ -50,7 +53,35 @@ SHAPES = [
 def test_shapes(batch, channels, filters, height, width, pads, size):
     x, w = draw(batch, channels, height, width), draw(filters, channels, 3, 3)
     kernels = check_native(conv_model(x, w, pads=list(pads)), {"x": x}, 2e-5)
-    assert f"winograd_{size}" in {k.kernel.name for k in kernels}
+    assert f"winograd_{size}_tiles" in {k.kernel.name for k in kernels}
+
+
+STRIDED = [
+    # batch, channels, filters, height, width, pads, size of the tiles
+    (1, 128, 128, 55, 56, (1, 1, 1, 1), 4),
+    (2, 130, 100, 40, 31, (0, 1, 2, 0), 4),
+    (1, 256, 250, 28, 27, (1, 1, 1, 1), 2),
+]
+
+
+@pytest.mark.parametrize("batch, channels, filters, height, width, pads, size", STRIDED)
+def test_stride_2(batch, channels, filters, height, width, pads, size):
+    x, w = draw(batch, channels, height, width), draw(filters, channels, 3, 3)
+    kernels = check_native(conv_model(x, w, pads=list(pads), strides=[2, 2]), {"x": x}, 2e-5)
+    assert f"winograd_{size}_stride_2_tiles" in {k.kernel.name for k in kernels}
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_a_large_image_is_transformed_piece_by_piece(strides, monkeypatch):
+    """One kernel does it all, with the same results as the two that share the transformed tiles."""
+    x, w = draw(1, 64, 60, 56), draw(64, 64, 3, 3)
+    made = conv_model(x, w, pads=[1, 1, 1, 1], strides=list(strides))
+    monkeypatch.setattr("minifer.ops.lower_conv.winograd_size", lambda *arguments: 4)
+    two = Session(made, threads=1).run({"x": x})["y"]
+    monkeypatch.setattr("minifer.ops.lower_conv.SHARED_TILES", 0)
+    kernels = check_native(made, {"x": x}, 2e-5)
+    assert [k.kernel for k in kernels if "winograd" in k.kernel.name] == [winograd.KERNELS[4, strides[0]].whole]
+    assert Session(made, threads=1).run({"x": x})["y"].tobytes() == two.tobytes()
 
 
 @pytest.mark.parametrize("op, attrs", [("Relu", {}), ("Sigmoid", {}), ("HardSwish", {}), ("Elu", {"alpha": 0.7})])
@@ -64,25 +95,25 @@ def test_the_epilogue(op, attrs):
         node(op, ["r"], ["y"], **attrs),
     ]
     kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
-    assert {k.node.op for k in kernels} == {"Conv"} and "winograd_4" in {k.kernel.name for k in kernels}
+    assert {k.node.op for k in kernels} == {"Conv"} and "winograd_4_products" in {k.kernel.name for k in kernels}
 
 
-@pytest.mark.parametrize("height, width", [(28, 28), (14, 14)])
-def test_threads_do_not_change_a_bit(height, width):
-    x, w = draw(1, 64, height, width), draw(80, 64, 3, 3)
+@pytest.mark.parametrize("filters, height, width", [(80, 28, 28), (80, 14, 14), (500, 14, 14)])
+def test_threads_do_not_change_a_bit(filters, height, width):
+    x, w = draw(1, 64, height, width), draw(filters, 64, 3, 3)
     made = conv_model(x, w, pads=[1, 1, 1, 1])
     results = [Session(made, threads=n).run({"x": x})["y"].tobytes() for n in (1, 2, 4)]
     assert results[0] == results[1] == results[2]
 
 
-@pytest.mark.parametrize("size, bound", [(2, 1e-6), (4, 2e-6)])
-def test_error(size, bound, monkeypatch):
+@pytest.mark.parametrize("size, stride, bound", [(2, 1, 1e-6), (4, 1, 2e-6), (2, 2, 1e-6), (4, 2, 1e-6)])
+def test_error(size, stride, bound, monkeypatch):
     """rms of the error against rms of the results, 64 channels: about that of a plain float32 sum."""
     monkeypatch.setattr("minifer.ops.lower_conv.winograd_size", lambda *arguments: size)
-    x, w = draw(1, 64, 20, 20), draw(16, 64, 3, 3)
-    got = Session(conv_model(x, w), threads=1).run({"x": x})["y"].astype(np.float64)
-    taps = [(i, j) for i in range(3) for j in range(3)]
-    want = sum(np.einsum("fc,nchw->nfhw", w[:, :, i, j].astype("d"), x[:, :, i : i + 18, j : j + 18]) for i, j in taps)
+    x, w = draw(1, 64, 21, 21), draw(16, 64, 3, 3)
+    got = Session(conv_model(x, w, strides=[stride] * 2), threads=1).run({"x": x})["y"].astype(np.float64)
+    taps = [(i, j, x[:, :, i : i + 19 : stride, j : j + 19 : stride]) for i in range(3) for j in range(3)]
+    want = sum(np.einsum("fc,nchw->nfhw", w[:, :, i, j].astype("d"), pixels) for i, j, pixels in taps)
     assert np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) < bound
 
 
@@ -93,6 +124,9 @@ def test_the_rule():
     assert winograd_size(1, 512, 512, (28, 28)) == 4
     assert winograd_size(1, 3, 64, (224, 224)) == winograd_size(1, 64, 3, (224, 224)) == 0
     assert winograd_size(1, 512, 512, (2, 2)) == 0
+    assert winograd_size(1, 128, 128, (28, 28), 2) == 4
+    assert winograd_size(1, 256, 256, (14, 14), 2) == 2
+    assert winograd_size(1, 512, 512, (7, 7), 2) == winograd_size(1, 32, 32, (14, 14), 2) == 0
 
 
 def test_the_cost_counts_work():
@@ -103,7 +137,7 @@ def test_the_cost_counts_work():
 
 def test_other_convolutions_are_left_alone():
     x = draw(1, 32, 30, 30)
-    cases = [({"strides": [2, 2]}, 32), ({"dilations": [2, 2]}, 32), ({"group": 2}, 16)]
+    cases = [({"strides": [2, 1]}, 32), ({"strides": [3, 3]}, 32), ({"dilations": [2, 2]}, 32), ({"group": 2}, 16)]
     for attrs, channels in cases:
         kernels = check_native(conv_model(x, draw(32, channels, 3, 3), **attrs), {"x": x})
         assert not any("winograd" in k.kernel.name for k in kernels)

@@ -47,11 +47,11 @@ function showProgress({ received, total }) {
   const progress = byId("progress");
   if (total) progress.value = received / total;
   const whole = total ? ` of ${megabytes(total)}` : "";
-  byId("state").textContent = `Loading the model: ${megabytes(received)}${whole}`;
+  byId("loaded").textContent = megabytes(received) + whole; // not read aloud: it changes all the time
 }
 
 function showReady({ relaxed }) {
-  byId("progress").hidden = true;
+  byId("progress").hidden = byId("loaded").hidden = true;
   byId("state").textContent = "Model ready";
   const badge = byId("simd");
   badge.textContent = relaxed ? "relaxed SIMD" : "SIMD";
@@ -63,7 +63,7 @@ function showReady({ relaxed }) {
 }
 
 function showFailure(text) {
-  byId("progress").hidden = true;
+  byId("progress").hidden = byId("loaded").hidden = true;
   byId("state").textContent = "Model not loaded";
   document.body.dataset.state = "failed";
   showError(text);
@@ -76,7 +76,7 @@ export function showError(text) {
   box.hidden = !text;
 }
 
-export function megabytes(bytes) {
+function megabytes(bytes) {
   return `${(bytes / 1e6).toFixed(1)} MB`;
 }
 

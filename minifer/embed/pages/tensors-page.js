@@ -33,7 +33,7 @@ async function run() {
     const { time, statistics } = await helper.ask({});
     fastest = Math.min(fastest, time);
     byId("time").textContent = milliseconds(time);
-    byId("runs").textContent = ++runs > 1 ? `the fastest of ${runs} runs: ${milliseconds(fastest)}` : "for one run";
+    byId("runs").textContent = ++runs > 1 ? `fastest of ${runs} runs: ${milliseconds(fastest)}` : "for one run";
     outputs.forEach((tensor, i) => showStatistics(byId("outputs").rows[i], tensor, statistics[i]));
     document.body.dataset.answers = runs;
   } catch (error) {
