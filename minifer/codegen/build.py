@@ -28,6 +28,7 @@ from minifer.kernels.target import TARGETS, Target, host
 
 def raw_ir(unit: Unit, target: Target) -> str:
     """The unit's unoptimised LLVM IR for a target's tile, from the cache or lowered now (that takes Numba)."""
+    target = lowered_like(target)
     path = store.cached_path(unit, target, key_of(unit, target), ".ll.z")
     text = store.read_text(path)
     if text is None:
@@ -37,6 +38,21 @@ def raw_ir(unit: Unit, target: Target) -> str:
         text = lower.lower_unit(specs_of(unit), target)
         store.write_text(os.path.join(store.cache_directory(), os.path.basename(path)), text)
     return text
+
+
+def lowered_like(target: Target) -> Target:
+    """The first target whose IR is this one's: it depends on the tile and on what the lowering asks about, no more."""
+
+    def seen(t: Target) -> tuple:
+        return (t.mr, t.nr, t.unroll, t.fma, t.half, t.masked)
+
+    return next((t for t in TARGETS.values() if seen(t) == seen(target)), target)
+
+
+def lacks_ir(units: Iterable[Unit], target: Target) -> list[Unit]:
+    """The units whose IR for a target is not in the cache."""
+    like = lowered_like(target)
+    return [u for u in units if not os.path.exists(store.cached_path(u, like, key_of(u, like), ".ll.z"))]
 
 
 def object_code(unit: Unit, target: Target) -> bytes:

@@ -7,6 +7,7 @@ written into the kernel before it is optimised, so the code holds only what the 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -49,7 +50,10 @@ def compile_program(program: Program, target: Target) -> Code:
     ]
     interface = replace(program.interface, weights_bytes=program.weights.size)
     parts = []
-    for unit in sorted({calls[0].kernel.unit for calls in kernels.values()}):
+    units = sorted({calls[0].kernel.unit for calls in kernels.values()})
+    if missing := build.lacks_ir(units, target):
+        print(f"minifer: preparing {len(missing)} kernel families for {target.name}, once", file=sys.stderr)
+    for unit in units:
         chosen = sorted(k for k, calls in kernels.items() if calls[0].kernel.unit == unit)
         wrappers = "\n".join(_wrapper(name, kernel, shared[kernel]) for kernel in chosen)
         parts.append((build.raw_ir(unit, target) + wrappers, [f"{name}_kernel_{kernel}" for kernel in chosen]))

@@ -126,7 +126,7 @@ def _winograd(low: Any, window: Window, filters: int, size: int, stride: int) ->
     batch, channels, *inside = low.shape(0)
     begin = [b for b, _ in window.pads]
     kernels = winograd.KERNELS[size, stride]
-    tiles = batch * math.prod([-(-o // size) for o in window.out])
+    tiles = batch * math.prod([-(-o // size) for o in low.out_shape()[2:]])
     block = min(tiles, winograd.BLOCK)
 
     def table_of(rows: int) -> np.ndarray:

@@ -185,7 +185,7 @@ def test_the_web_comparison(folder):
 
 
 def test_the_table_of_targets_is_complete():
-    rows = re.findall(r"^\| `([\w-]+)` \| [^|]*\| [^|]*\| ([^|]*) \|$", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)` \| [^|]*\| [^|]*\| ([^|0-9][^|]*) \|$", TEXT, re.MULTILINE)
     told = {name: tested != "no" for name, tested in rows if name in PLATFORMS}
     assert told == {name: platform.tested for name, platform in PLATFORMS.items()}
     for platform in PLATFORMS.values():

@@ -142,7 +142,7 @@ function keepPicture() {
 function stopCamera() {
   if (!stream) return;
   for (const track of stream.getTracks()) track.stop();
-  video.srcObject = null;
+  stream = video.srcObject = null;
   video.hidden = true;
   byId("camera").textContent = "Use the camera";
   byId("cancel").hidden = true;
