@@ -6,6 +6,7 @@ No compiler or linker is needed. Shapes are fixed when a model is compiled.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 
@@ -48,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{kind} {tensor.name}: {tensor.dtype} {list(tensor.shape)}")
     print(f"workspace {interface.workspace_bytes:,} bytes, weights {done.weights_bytes:,} bytes", end="; ")
     print(f"compiled in {time.perf_counter() - start:.1f} s")
+    if arguments.demo:
+        print(f"to see the page: {os.path.basename(sys.executable)} -m http.server --directory {arguments.out}")
     if not PLATFORMS[arguments.target].tested:
         print(f"minifer: {arguments.target} is emitted but not tested: no such machine was at hand", file=sys.stderr)
     return 0
