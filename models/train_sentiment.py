@@ -15,7 +15,7 @@ its mean rating lies between -0.5 and 0.5.
 Short texts of known rating join the training: each word of the lexicon; the emoji whose names hold such words; the
 words that training sentences use often behind "not" and its like, with the rating times -0.74, the factor that VADER
 found for negations; and the empty text, which is neutral. The negations cost a little on the sentences (0.763 became
-0.760 on three tenths for validation), and without them the model calls "I am not happy" positive.
+0.756 on three tenths for validation), but without them the model calls "I am not happy" positive.
 
 The model: a table of one small vector per token (see minifer/pipelines/text.py for the tokens), the sum over a text's
 tokens divided by the root of their number, a hidden layer, and from it three classes and the rating. Adam, with tokens

@@ -14,7 +14,7 @@ import pytest
 import minifer
 from minifer.codegen import objects
 from minifer.embed.abi import Status
-from minifer.errors import InputError, ModelError, ShapeError, UnsupportedError
+from minifer.errors import InputError, MiniferError, ModelError, ShapeError, UnsupportedError
 from minifer.ir import Graph, Model, TensorType
 from minifer.kernels.target import host
 from minifer.onnx_io import write_model
@@ -275,7 +275,12 @@ def test_options_that_do_not_fit(tmp_path):
         minifer.compile(3, out=tmp_path / "out")
     with pytest.raises(ModelError, match="no such file"):
         minifer.compile(Path("no such file.onnx"), out=tmp_path / "out")
+    with pytest.raises(ModelError):
+        minifer.compile(b"no model", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(MiniferError, match="cannot write the compiled model"):
+        minifer.compile(data, "x86_64-linux", tmp_path / "file")
 
 
 @HERE

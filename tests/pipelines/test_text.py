@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 import struct
 import subprocess
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ TEXTS = [base64.b64decode(vector["base64"]) for vector in VECTORS]
 
 
 def expected(vector: dict) -> np.ndarray:
-    """The tokens of a vector: those listed, then padding. Long lists are given by a hash of their bytes."""
+    """The tokens of a vector: those listed, then padding."""
     return np.array(vector["tokens"] + [0] * (LENGTH - len(vector["tokens"])), np.int32)
 
 
@@ -235,3 +237,74 @@ def test_split() -> None:
     assert recipe.tenth_of("A fine  film!") == recipe.tenth_of("a FINE film !")
     counts = np.bincount([recipe.tenth_of(f"sentence number {i}") for i in range(2000)], minlength=10)
     assert len(counts) == 10 and counts.min() > 140
+
+
+VADER = """
+class SentimentIntensityAnalyzer:
+    def polarity_scores(self, text):
+        return {"compound": 0.8 if "fine" in text else -0.2}
+"""
+
+
+def package(path: Path) -> str:
+    """A source package laid out as VADER's, with few sentences: `fine` ones are good, `poor` ones bad."""
+
+    def tar(files: dict[str, bytes]) -> bytes:
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+            for name, data in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        return stream.getvalue()
+
+    lines = [f"{i}\t{2.5 if i % 2 else -2.5}\ta {'fine' if i % 2 else 'poor'} thing, number {i}" for i in range(300)]
+    data = tar({"x/tweets_GroundTruth.txt": "\r\n".join(lines).encode(), "x/._tweets_GroundTruth.txt": b"\0\xff"})
+    lexicon = b"fine\t1.9\t0.5\t[2]\npoor\t-2.1\t0.5\t[2]\n:)\t2.0\t0.5\t[2]\n"
+    emoji = "😀\tfine face\n🚗\tcar\n".encode()
+    files = {
+        "v/additional_resources/hutto_ICWSM_2014.tar.gz": data, "v/vaderSentiment/vaderSentiment.py": VADER.encode(),
+        "v/vaderSentiment/vader_lexicon.txt": lexicon, "v/vaderSentiment/emoji_utf8_lexicon.txt": emoji,
+    }  # fmt: skip
+    path.write_bytes(tar(files))
+    return str(path)
+
+
+def test_recipe_on_a_small_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From package to file: what the training learned is in the file, which the classifier takes."""
+    assert recipe.main([package(tmp_path / "v.tar.gz"), str(tmp_path / "s.onnx")]) == 0
+    out = capsys.readouterr().out
+    assert "300 sentences" in out and "held out: " in out and "held out, tweets: " in out
+    classifier = SentimentClassifier(tmp_path / "s.onnx")
+    texts = ["a fine thing", "a poor thing", ""]
+    assert [classifier(text).label for text in texts] == ["positive", "negative", "neutral"]
+
+
+def test_recipe_reads_the_package(tmp_path: Path) -> None:
+    files = recipe.read_package(package(tmp_path / "v.tar.gz"))
+    sentences = recipe.read_sentences(files)
+    assert len(sentences) == 300 and sentences[1][:3] == ("a fine thing, number 1", 2.5, "tweets")
+    texts = {(s.text, round(s.rating, 3)) for s in recipe.short_texts(files, sentences)}
+    assert {("fine", 1.9), (":)", 2.0), ("😀", 1.9), ("not poor", 1.554), ("", 0)} <= texts
+    assert "🚗" not in {text for text, _ in texts}
+    scores = recipe.vader_scores(files, sentences[:2])
+    assert scores.tolist() == [-0.2, 0.8]
+
+
+def test_the_file_is_the_network() -> None:
+    """Beside the rounding of the table to 8 bits, the file computes what was trained."""
+    network = recipe.Network()
+    network.table *= 5
+    texts = ["one short text", "another, and a longer text, with more words in it"]
+    found = SentimentClassifier(recipe.build(*network.stored())).classify(texts)
+    scores, ratings = network.predict(recipe.tokenize([recipe.Sentence(text, 0, "", 0) for text in texts]))
+    np.testing.assert_allclose([f.probabilities for f in found], scores, atol=0.02)
+    np.testing.assert_allclose([f.rating for f in found], ratings, atol=0.05)
+
+
+def test_figures() -> None:
+    """Accuracy counts signs; a score of 0 counts as it is told to; sentences rated 0 do not count."""
+    scores, ratings = np.array([0.5, -0.1, 0, 0, 0.3]), np.array([2.0, 1.0, 3.0, -1.0, 0.0])
+    assert recipe.polarity(scores, ratings) == 0.25
+    assert recipe.polarity(scores, ratings, when_zero=1) == 0.5
+    assert recipe.classes_of(np.array([-0.5, -0.4, 0, 0.49, 0.5])).tolist() == [0, 1, 1, 1, 2]
