@@ -57,6 +57,10 @@ def compile_program(program: Program, target: Target) -> Code:
         chosen = sorted(k for k, calls in kernels.items() if calls[0].kernel.unit == unit)
         wrappers = "\n".join(_wrapper(name, kernel, shared[kernel]) for kernel in chosen)
         parts.append((build.raw_ir(unit, target) + wrappers, [f"{name}_kernel_{kernel}" for kernel in chosen]))
+    if target.name == "thumbv7em":  # an assertion of LLVM's software pipeliner fails on some of our loops there
+        import llvmlite.binding as llvm
+
+        llvm.set_option("minifer", "-enable-pipeliner=false")
     text = "\n".join(_main(replace(program, interface=interface), records, target))
     code = emit.emit_linked(text, interface.exports, parts, target)
     return Code(code, program.weights.content(), f"{name}_weights", interface)
