@@ -167,7 +167,7 @@ def _files(platform: Platform, name: str, codes: list[Code], separate: bool) -> 
     whole = code.object_code
     if not separate:
         whole = native.with_data(whole, code.weights_symbol, code.weights)
-    native.check_no_undefined(whole, platform.runtime)
+    native.check_no_undefined(whole, {s for s in native.undefined_symbols(whole) if s.startswith(platform.runtime)})
     if platform.form == "elf":
         files[f"lib{name}.a"] = native.archive([(f"{name}.o", whole)])
         if platform.shared:

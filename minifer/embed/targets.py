@@ -17,11 +17,8 @@ class Platform:
     shared: bool = False  # a shared library too
     tested: bool = True  # by this project's own tests, on such a machine or an emulation of it
     suffix: str = ".o"
-    runtime: tuple[str, ...] = ()  # what the compiler's own runtime library brings to every program there
+    runtime: tuple[str, ...] = ()  # how names begin that the compiler's own library brings to every program there
 
-
-#: 64-bit division on ARM
-_AEABI = ("__aeabi_ldivmod", "__aeabi_uldivmod", "__aeabi_unwind_cpp_pr0")
 
 PLATFORMS = {
     p.name: p
@@ -32,7 +29,7 @@ PLATFORMS = {
         Platform("riscv64-linux", "elf", {"generic": "riscv64"}, shared=True),
         Platform("x86_64-windows", "object", {"x86-64-v3": "x86-64-windows"}, False, False, ".obj", ("_fltused",)),
         Platform("aarch64-macos", "object", {"apple-m1": "aarch64-macos"}, tested=False),
-        Platform("thumbv7em", "elf", {"cortex-m7": "thumbv7em"}, tested=False, runtime=_AEABI),
+        Platform("thumbv7em", "elf", {"cortex-m7": "thumbv7em"}, tested=False, runtime=("__aeabi_",)),
     )
 }
 
