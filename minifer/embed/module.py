@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from minifer import dtypes
 from minifer.codegen import build, emit
-from minifer.embed.abi import ALIGNMENT, Interface, Status, Tensor
+from minifer.embed.abi import ALIGNMENT, Status, Tensor
 from minifer.embed.program import CallStep, Program
 from minifer.kernels.target import Target
 
@@ -252,12 +251,3 @@ def _describe(prefix: str, tensors: tuple[Tensor, ...], word: str) -> Iterator[s
     yield f"  %start = add {word} %at, %axis\n  %column = add {word} %start, 4"
     yield f"  %place = getelementptr i64, ptr @{prefix}_rows, {word} %column\n  %value = load i64, ptr %place, align 8"
     yield "  ret i64 %value\nnone:\n  ret i64 -1\n}"
-
-
-def supported_types(interface: Interface) -> list[str]:
-    """The tensors whose element type no caller could name."""
-    return [
-        f"{t.name} ({t.dtype})"
-        for t in (*interface.inputs, *interface.outputs)
-        if t.dtype not in ELEMENT_NUMBERS or dtypes.bits(t.dtype) < 8
-    ]

@@ -238,6 +238,9 @@ def test_what_cannot_be_compiled_is_listed_and_nothing_is_written(tmp_path):
     strings = made([node("StringConcat", ["s", "s"], ["t"], 20)], {"s": TensorType("string", (2,))}, {}, ["t"])
     with pytest.raises(UnsupportedError, match="'s' is no tensor of numbers"):
         minifer.compile(strings, "x86_64-linux", tmp_path / "out")
+    small = made([node("Identity", ["x"], ["y"], 21)], {"x": TensorType("int4", (3,))}, {}, ["y"])
+    with pytest.raises(UnsupportedError, match="'x' holds int4"):
+        minifer.compile(small, "x86_64-linux", tmp_path / "out")
     det = made([node("Det", ["x"], ["d"], 22)], {"x": TensorType("float32", (3, 3))}, {}, ["d"])
     with pytest.raises(UnsupportedError, match=r"Det x1 \(first: Det_d\)"):
         minifer.compile(det, "x86_64-linux", tmp_path / "out")
