@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from minifer.codegen import build, emit
-from minifer.embed.abi import ALIGNMENT, Status, Tensor
+from minifer.embed.abi import ALIGNMENT, Interface, Status, Tensor
 from minifer.embed.program import CallStep, Program
 from minifer.kernels.target import Target
 
