@@ -144,7 +144,7 @@ def _input_types(graph: Graph, shapes: Mapping[str, tuple[int, ...]], dims: Mapp
         kind = graph.types.get(name)
         if not isinstance(kind, TensorType) or kind.dtype == "string":
             raise UnsupportedError(f"input {name!r} is no tensor of numbers ({kind}): it cannot be compiled")
-        if kind.shape is not None:
+        if kind.shape is not None and name not in shapes:
             kind = replace(kind, shape=tuple(dims.get(d, d) if isinstance(d, str) else d for d in kind.shape))
         if name in shapes:
             kind = _shaped(name, kind, tuple(shapes[name]))

@@ -257,6 +257,9 @@ def test_open_shapes_ask_for_the_option_that_closes_them(tmp_path):
         minifer.compile(data, "x86_64-linux", tmp_path, shapes={"z": (1,)})
     with pytest.raises(InputError, match="no symbolic dimension"):
         minifer.compile(data, "x86_64-linux", tmp_path, dims={"M": 3})
+    same = made([node("Relu", ["x"], ["y"], 14)], {"x": TensorType("float32", ("?", 3, "?", "?"))}, {}, ["y"])
+    done = minifer.compile(same, "x86_64-linux", tmp_path, shapes={"x": (1, 3, 4, 8)})  # exporters use one name for all
+    assert done.interface.inputs[0].shape == (1, 3, 4, 8)
     done = minifer.compile(data, "x86_64-linux", tmp_path, dims={"L": 6})
     assert done.interface.inputs[0].shape == (1, 6, 4) and done.interface.name == "model"
 
