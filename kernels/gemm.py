@@ -149,8 +149,10 @@ def gemm(
         first_row = share(tiles, tid, nthreads) * MR
         last_row = min(m, share(tiles, tid + 1, nthreads) * MR)
     else:
-        first_column = share(count, tid, nthreads) * NR
-        last_column = min(n, share(count, tid + 1, nthreads) * NR)
+        together = 4 if m == 1 else 1  # panels that are read side by side
+        groups = (count + together - 1) // together
+        first_column = share(groups, tid, nthreads) * together * NR
+        last_column = min(n, share(groups, tid + 1, nthreads) * together * NR)
     if m == 1:
         row_product(
             a, b, c, bias, residual, first_column, last_column if last_row > 0 else 0, n, k, has_bias, has_residual,
