@@ -21,6 +21,7 @@ from typing import TypeVar
 import numpy as np
 
 from minifer.errors import KernelError
+from minifer.onnx_io.wire import encode_varint
 
 _HEADER = b"\0asm\1\0\0\0"
 _PAGE = 1 << 16
@@ -404,16 +405,6 @@ def _description(reader: Reader) -> tuple[str, int]:
 # ---------------------------------------------------------------- writing
 
 
-def unsigned(value: int) -> bytes:
-    """The shortest unsigned LEB128 form of a number."""
-    form = bytearray()
-    while value > 127:
-        form.append(value & 127 | 128)
-        value >>= 7
-    form.append(value)
-    return bytes(form)
-
-
 def signed(value: int) -> bytes:
     """The shortest signed LEB128 form of a number."""
     form = bytearray()
@@ -431,11 +422,11 @@ def _wrapped(value: int) -> int:
 
 def _name(text: str) -> bytes:
     form = text.encode()
-    return unsigned(len(form)) + form
+    return encode_varint(len(form)) + form
 
 
 def _vector(items: Sequence[bytes]) -> bytes:
-    return unsigned(len(items)) + b"".join(items)
+    return encode_varint(len(items)) + b"".join(items)
 
 
 def _constant(value: int) -> bytes:
@@ -444,7 +435,7 @@ def _constant(value: int) -> bytes:
 
 
 def _section(number: int, *parts: bytes | memoryview) -> list[bytes | memoryview]:
-    return [bytes([number]) + unsigned(sum(map(len, parts))), *parts]
+    return [bytes([number]) + encode_varint(sum(map(len, parts))), *parts]
 
 
 def _aligned(value: int, to: int) -> int:
@@ -598,37 +589,37 @@ class _Linker:
             elif relocation.kind == _TYPE_LEB:
                 operand = signed(value)  # read as unsigned by calls and as signed by blocks: this form fits both
             else:
-                operand = unsigned(value)
+                operand = encode_varint(value)
             parts += [self.object.data[at : relocation.at], operand]
             at = relocation.end
         body = b"".join([*parts, self.object.data[at : function.end]])
-        return unsigned(len(body)) + body
+        return encode_varint(len(body)) + body
 
     def module(self, names: bool) -> list[bytes | memoryview]:
         """The pieces of the module in their order."""
         pieces: list[bytes | memoryview] = [_HEADER]
         if self.functions:
             pieces += _section(_TYPE, _vector(list(self.types)))
-            pieces += _section(_FUNCTION, _vector([unsigned(self._type(f.type)) for f in self.functions]))
+            pieces += _section(_FUNCTION, _vector([encode_varint(self._type(f.type)) for f in self.functions]))
         if self.slots or self.has_table:
-            size = unsigned(len(self.slots) + 1)  # entry 0 stays empty: the null pointer
+            size = encode_varint(len(self.slots) + 1)  # entry 0 stays empty: the null pointer
             pieces += _section(_TABLE, b"\1\x70\1" + size + size)
-        pieces += _section(_MEMORY, b"\1\0" + unsigned(-(-self.heap // _PAGE)))
+        pieces += _section(_MEMORY, b"\1\0" + encode_varint(-(-self.heap // _PAGE)))
         pieces += _section(_GLOBAL, _vector(self._globals()))
-        functions = [_name(n) + b"\0" + unsigned(f.number) for n, f in self.exports.items()]
-        base = _name("__heap_base") + b"\3" + unsigned(int(self.has_stack))
+        functions = [_name(n) + b"\0" + encode_varint(f.number) for n, f in self.exports.items()]
+        base = _name("__heap_base") + b"\3" + encode_varint(int(self.has_stack))
         pieces += _section(_EXPORT, _vector([*functions, _name("memory") + b"\2\0", base]))
         if self.slots:
-            entries = _vector([unsigned(f.number) for f in self.slots])
+            entries = _vector([encode_varint(f.number) for f in self.slots])
             pieces += _section(_ELEMENT, b"\1\0" + _constant(1) + entries)
         if self.functions:
             pieces += _section(_CODE, _vector([self._code(f) for f in self.functions]))
         if self.parts:
             pieces += self._data()
         if names:
-            known = [unsigned(f.number) + _name(f.name) for f in self.functions if f.name]
+            known = [encode_varint(f.number) + _name(f.name) for f in self.functions if f.name]
             listed = _vector(known)
-            pieces += _section(_CUSTOM, _name("name") + b"\1" + unsigned(len(listed)) + listed)
+            pieces += _section(_CUSTOM, _name("name") + b"\1" + encode_varint(len(listed)) + listed)
         return pieces
 
     def _globals(self) -> list[bytes]:
@@ -637,7 +628,7 @@ class _Linker:
         return [*stack, b"\x7f\0" + _constant(self.heap)]
 
     def _data(self) -> list[bytes | memoryview]:
-        parts: list[bytes | memoryview] = [unsigned(len(self.parts))]
+        parts: list[bytes | memoryview] = [encode_varint(len(self.parts))]
         for address, content in self.parts:
-            parts += [b"\0" + _constant(address) + unsigned(len(content)), content]
+            parts += [b"\0" + _constant(address) + encode_varint(len(content)), content]
         return _section(_DATA, *parts)
