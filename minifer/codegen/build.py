@@ -78,7 +78,8 @@ def library_bytes(unit: Unit, target: Target, suffix: str = SUFFIX) -> bytes:
     from minifer.codegen import elf
 
     if suffix == ".so":
-        return elf.link_shared([compiled(unit, target)], [s.name for s in specs_of(unit)], f"minifer_{unit[1]}.so")
+        names = [s.name for s in specs_of(unit)]
+        return elf.link_shared([compiled(unit, target)], names, f"minifer_{unit[1]}.so", movable=True)
     import llvmlite.binding as llvm
 
     return compiled(unit, target, llvm.get_process_triple() + ("-elf" if sys.platform == "win32" else ""))

@@ -12,15 +12,15 @@ _HEADER, _PROGRAM_HEADERS, _PROGRAM_HEADER = 64, 4, 56
 
 
 def code_of(library: bytes) -> tuple[bytes, dict[str, int]] | None:
-    """(code and constants, exported name -> place) of a shared object by minifer's linker; None for any other file,
-    and where the code has memory of its own to write to."""
+    """(code and constants, exported name -> place) of a shared object that minifer linked to be movable; None for any
+    other file."""
     if library[:4] != b"\x7fELF" or len(library) < _HEADER + _PROGRAM_HEADERS * _PROGRAM_HEADER:
         return None
     headers = [struct.unpack_from("<IIQQQQQQ", library, _HEADER + _PROGRAM_HEADER * i) for i in range(_PROGRAM_HEADERS)]
-    (kind, _, offset, address, _, size, _, _), (_, _, at, _, _, in_file, in_memory, _), dynamic, _ = headers
-    if (kind, offset, address) != (1, 0, 0) or in_memory > dynamic[5] or at + in_file > len(library):
+    (kind, _, offset, address, _, size, _, _), (_, _, at, _, _, in_file, _, _), _, _ = headers
+    if (kind, offset, address) != (1, 0, 0) or at + in_file > len(library):
         return None
-    entries = dict(struct.iter_unpack("<QQ", library[at : at + dynamic[5]]))
+    entries = dict(struct.iter_unpack("<QQ", library[at : at + in_file]))
     strings, symbols, table = entries[5], entries[6], entries[4]
     (count,) = struct.unpack_from("<I", library, table + 4)
     places = {}

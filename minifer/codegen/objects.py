@@ -1,155 +1,153 @@
-"""Reading relocatable object files: ELF64 in full, and the undefined symbols of a wasm object.
+"""Reading relocatable ELF files, of 32 and of 64 bits, and writing them anew.
 
-Sources: System V ABI (gABI) chapters 4 and 5; WebAssembly tool-conventions, Linking.md.
+Sources: System V ABI (gABI) chapters 4 and 5.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from minifer.errors import KernelError
 
-SHT_PROGBITS, SHT_SYMTAB, SHT_RELA, SHT_NOBITS = 1, 2, 4, 8
-SHF_WRITE, SHF_ALLOC = 1, 2
-EM_X86_64, EM_AARCH64 = 62, 183
+SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_NOBITS, SHT_REL = 1, 2, 3, 4, 8, 9
+SHF_WRITE, SHF_ALLOC, SHF_EXECUTE = 1, 2, 4
+EM_X86_64, EM_AARCH64, EM_RISCV = 62, 183, 243
+LOCAL, GLOBAL = 0, 1  # binding of a symbol
+OBJECT, FUNCTION = 1, 2  # type of a symbol
+INTERNAL, HIDDEN = 1, 2  # visibility of a symbol
+#: sections from here on are no sections, but marks (absolute, common ...)
+RESERVED = 0xFF00
+LARGEST_ALIGNMENT = 1 << 16
+_RELOCATABLE = 1
 
 
 @dataclass(frozen=True)
-class Section:
-    """One section header; `info` is the section that a relocation section belongs to."""
+class Layout:
+    """The structures of 32-bit or 64-bit ELF: the header behind the 16 bytes of identification, a section header,
+    and a symbol with the places of its name, info, other, section, value and size."""
 
-    name: str
-    kind: int
-    flags: int
-    offset: int
-    size: int
-    link: int
-    info: int
-    align: int
+    header: struct.Struct
+    section: struct.Struct
+    symbol: struct.Struct
+    order: tuple[int, ...]
+    word: int
+    limit: int
+
+
+LAYOUTS = {
+    1: Layout(
+        struct.Struct("<HHIIIIIHHHHHH"), struct.Struct("<10I"), struct.Struct("<IIIBBH"), (0, 3, 4, 5, 1, 2), 4, 1 << 32
+    ),
+    2: Layout(
+        struct.Struct("<HHIQQQIHHHHHH"),
+        struct.Struct("<IIQQQQIIQQ"),
+        struct.Struct("<IBBHQQ"),
+        (0, 1, 2, 3, 4, 5),
+        8,
+        1 << 63,
+    ),
+}
+# places in a header and in a section header
+MACHINE, SECTIONS_AT, SECTION_SIZE, SECTION_COUNT, NAMES = 1, 5, 10, 11, 12
+NAME, KIND, FLAGS, ADDRESS, OFFSET, SIZE, LINK, INFO, ALIGN, ENTRY = range(10)
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """One symbol: where it is defined (`section` 0: nowhere here) and its value."""
+    """One entry of the symbol table: its number there and what it says."""
 
-    name: str
-    is_global: bool
+    index: int
+    name: bytes
+    info: int
+    other: int
     section: int
     value: int
     size: int
 
+    @property
+    def is_global(self) -> bool:
+        return self.info >> 4 != LOCAL
 
-@dataclass(frozen=True)
-class Relocation:
-    """A place in section `section` to patch with the address of `symbol` plus `addend`."""
-
-    section: int
-    offset: int
-    kind: int
-    symbol: Symbol
-    addend: int
+    @property
+    def is_hidden(self) -> bool:
+        return self.other & 3 in (INTERNAL, HIDDEN)
 
 
 class ElfObject:
-    """A relocatable ELF64 file."""
+    """A relocatable ELF file of either class, with every place in it checked; KernelError for any other file."""
 
-    def __init__(self, data: bytes):
-        if data[:6] != b"\x7fELF\x02\x01":
-            raise KernelError("not a little-endian ELF64 object")
-        self.data = data
-        header = struct.unpack_from("<HHIQQQIHHHHHH", data, 16)
-        self.machine, self.flags = header[1], header[6]
-        table, count, names = header[5], header[11], header[12]
-        raw = [struct.unpack_from("<IIQQQQIIQQ", data, table + 64 * i) for i in range(count)]
-        name_start = raw[names][4]
-        self.sections = [
-            Section(self._string(name_start + r[0]), r[1], r[2], r[4], r[5], r[6], r[7], r[8]) for r in raw
-        ]
-        self.symbols = [s for section in self.sections if section.kind == SHT_SYMTAB for s in self._symbols(section)]
+    def __init__(self, data: bytes | memoryview):
+        view = memoryview(data)
+        layout = LAYOUTS.get(view[4]) if bytes(view[:4]) == b"\x7fELF" and len(view) > 6 else None
+        if layout is None or view[5] != 1 or len(view) < 16 + layout.header.size:
+            raise KernelError("not a little-endian ELF object")
+        self.layout = layout
+        self.identification = bytes(view[:16])
+        self.header = list(layout.header.unpack_from(view, 16))
+        if self.header[0] != _RELOCATABLE:
+            raise KernelError(f"an ELF file of type {self.header[0]}, not a relocatable object")
+        table, entry, count = (self.header[i] for i in (SECTIONS_AT, SECTION_SIZE, SECTION_COUNT))
+        if entry != layout.section.size or not 0 < count < RESERVED or table + entry * count > len(view):
+            raise KernelError("the section table of an ELF object is damaged")
+        self.sections = [list(layout.section.unpack_from(view, table + entry * i)) for i in range(count)]
+        self.contents = [self._content(view, section) for section in self.sections]
+        self._strings(self.header[NAMES])
 
-    def _string(self, start: int) -> str:
-        return self.data[start : self.data.index(b"\0", start)].decode()
+    @staticmethod
+    def _content(view: memoryview, section: list[int]) -> memoryview:
+        kind, offset, size, align = (section[i] for i in (KIND, OFFSET, SIZE, ALIGN))
+        if align > LARGEST_ALIGNMENT or align & (align - 1):
+            raise KernelError(f"a section of an ELF object is aligned to {align}: the file is damaged")
+        if kind in (0, SHT_NOBITS):
+            return view[:0]
+        if offset + size > len(view):
+            raise KernelError("a section of an ELF object lies outside of the file: it is cut short")
+        return view[offset : offset + size]
 
-    def _symbols(self, table: Section) -> list[Symbol]:
-        strings = self.sections[table.link].offset
-        found = []
-        for at in range(table.offset, table.offset + table.size, 24):
-            name, info, _, section, value, size = struct.unpack_from("<IBBHQQ", self.data, at)
-            found.append(Symbol(self._string(strings + name), info >> 4 != 0, section, value, size))
-        return found
+    def _strings(self, index: int) -> bytes:
+        if index >= len(self.sections) or self.sections[index][KIND] != SHT_STRTAB:
+            raise KernelError("an ELF object lacks a table of names")
+        return bytes(self.contents[index])
 
-    def content(self, section: Section) -> bytes:
-        return self.data[section.offset : section.offset + section.size]
+    @property
+    def symbol_table(self) -> int:
+        """The number of the section with the symbols; 0 if there is none."""
+        return next((i for i, section in enumerate(self.sections) if section[KIND] == SHT_SYMTAB), 0)
 
-    def relocations(self) -> list[Relocation]:
-        """The relocations of all sections that end up in memory."""
-        found = []
-        for table in self.sections:
-            if table.kind != SHT_RELA or not self.sections[table.info].flags & SHF_ALLOC:
-                continue
-            for at in range(table.offset, table.offset + table.size, 24):
-                offset, info, addend = struct.unpack_from("<QQq", self.data, at)
-                found.append(Relocation(table.info, offset, info & 0xFFFFFFFF, self.symbols[info >> 32], addend))
-        return found
+    def symbols(self) -> Iterator[Symbol]:
+        table = self.symbol_table
+        if not table:
+            return
+        strings, content, layout = self._strings(self.sections[table][LINK]), self.contents[table], self.layout
+        for index in range(len(content) // layout.symbol.size):
+            fields = layout.symbol.unpack_from(content, index * layout.symbol.size)
+            name, info, other, section, value, size = (fields[i] for i in layout.order)
+            end = strings.find(b"\0", name)
+            if end < 0:
+                raise KernelError("the name of a symbol in an ELF object lies outside of its table")
+            yield Symbol(index, strings[name:end], info, other, section, value, size)
 
+    def section_name(self, index: int) -> str:
+        return self._strings(self.header[NAMES])[self.sections[index][NAME] :].split(b"\0")[0].decode(errors="replace")
 
-def undefined_symbols(data: bytes) -> set[str]:
-    """The names an object file (ELF64 or wasm) expects from elsewhere."""
-    if data[:4] == b"\0asm":
-        return _wasm_undefined(data)
-    return {s.name for s in ElfObject(data).symbols if s.name and s.section == 0}
-
-
-#: what every wasm linker provides
-_WASM_PROVIDED = {"__linear_memory", "__stack_pointer", "__indirect_function_table"}
-
-
-class _Reader:
-    def __init__(self, data: bytes, at: int = 0):
-        self.data, self.at = data, at
-
-    def byte(self) -> int:
-        self.at += 1
-        return self.data[self.at - 1]
-
-    def unsigned(self) -> int:
-        value, shift = 0, 0
-        while True:
-            byte = self.byte()
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    def name(self) -> str:
-        size = self.unsigned()
-        self.at += size
-        return self.data[self.at - size : self.at].decode()
-
-
-def _wasm_undefined(data: bytes) -> set[str]:
-    """The imports of a wasm object, each by its field name, but for what linkers provide."""
-    reader = _Reader(data, 8)
-    while reader.at < len(data):
-        section, size = reader.byte(), reader.unsigned()
-        if section == 2:
-            return {n for n in (_wasm_import(reader) for _ in range(reader.unsigned())) if n not in _WASM_PROVIDED}
-        reader.at += size
-    return set()
-
-
-def _wasm_import(reader: _Reader) -> str:
-    reader.name()
-    field, kind = reader.name(), reader.byte()
-    if kind == 0:  # function: type index
-        reader.unsigned()
-    elif kind == 3:  # global: type, mutability
-        reader.at += 2
-    else:  # table (element type, limits), memory (limits)
-        reader.at += 1 if kind == 1 else 0
-        has_maximum = reader.unsigned() & 1
-        reader.unsigned()
-        if has_maximum:
-            reader.unsigned()
-    return field
+    def write(self) -> bytes:
+        """The file anew, section after section and the table of sections last."""
+        layout = self.layout
+        parts: list[bytes | memoryview] = []
+        at = 16 + layout.header.size
+        for section, content in zip(self.sections, self.contents):
+            parts.append(bytes(-at % max(section[ALIGN], 1)))
+            at += len(parts[-1])
+            parts.append(content)
+            if section[KIND]:
+                section[OFFSET] = at
+            at += len(content)
+        parts.append(bytes(-at % layout.word))
+        at += len(parts[-1])
+        self.header[SECTIONS_AT], self.header[SECTION_COUNT] = at, len(self.sections)
+        if at + layout.section.size * len(self.sections) > layout.limit:
+            raise KernelError("a 32-bit object file holds less than 4 GiB")
+        head = self.identification + layout.header.pack(*self.header)
+        return b"".join([head, *parts, *(layout.section.pack(*section) for section in self.sections)])

@@ -75,6 +75,12 @@ def link_module(
 # ---------------------------------------------------------------- reading
 
 
+def undefined_symbols(object_code: bytes) -> set[str]:
+    """The names of the functions and data that an object expects from elsewhere; KernelError if it is damaged."""
+    wanted = (_SYMBOL_FUNCTION, _SYMBOL_DATA)
+    return {s.name for s in _Object(object_code).symbols if s.kind in wanted and s.target is None and s.name}
+
+
 def _malformed(what: str) -> KernelError:
     return KernelError(f"the WebAssembly object is malformed: {what}")
 

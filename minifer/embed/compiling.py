@@ -161,7 +161,7 @@ def _files(platform: Platform, name: str, codes: list[Code], separate: bool) -> 
         )
         files[f"{name}.d.ts"] = javascript.types(code.interface)
         return files
-    from minifer.codegen import native
+    from minifer.codegen import elf, native
     from minifer.embed import header, rust
 
     whole = code.object_code
@@ -171,7 +171,7 @@ def _files(platform: Platform, name: str, codes: list[Code], separate: bool) -> 
     if platform.form == "elf":
         files[f"lib{name}.a"] = native.archive([(f"{name}.o", whole)])
         if platform.shared:
-            files[f"lib{name}.so"] = native.link_library([whole], code.interface.exports, f"lib{name}.so")
+            files[f"lib{name}.so"] = elf.link_shared([whole], code.interface.exports, f"lib{name}.so")
     files[f"{name}{platform.suffix}"] = whole
     files[f"{name}.h"] = header.header(code.interface)
     files[f"{name}.rs"] = rust.module(code.interface)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minifer.codegen import build, elf, library, lower, objects, store
+from minifer.codegen import build, elf, library, lower, native, objects, store
 from minifer.errors import KernelError
 from minifer.kernels.spec import KERNELS, Parameter, kernel, ptr_f32
 from minifer.kernels.target import TARGETS, host
@@ -235,13 +235,13 @@ def test_shared_object_of_another_machine():
     """The aarch64 library has the layout that loaders expect, and every function of the unit."""
     target = TARGETS["aarch64"]
     code = build.object_code(UNIT, target)
-    assert objects.undefined_symbols(code) == set()
+    assert native.undefined_symbols(code) == set()
     data = elf.link_shared([code], ["tiny_double", "tiny_sum"], "libtiny.so")
     assert data[:4] == b"\x7fELF" and int.from_bytes(data[18:20], "little") == objects.EM_AARCH64
     assert b"tiny_double\0" in data and b"libtiny.so\0" in data
     with pytest.raises(KernelError, match="no function nothing"):
         elf.link_shared([code], ["nothing"], "x.so")
-    with pytest.raises(KernelError, match="not a little-endian ELF64"):
+    with pytest.raises(KernelError, match="not a little-endian ELF"):
         elf.link_shared([b"MZ" + bytes(100)], [], "x.so")
 
 

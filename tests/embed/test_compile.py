@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import minifer
-from minifer.codegen import objects
+from minifer.codegen import native
 from minifer.embed.abi import Status
 from minifer.errors import InputError, MiniferError, ModelError, ShapeError, UnsupportedError
 from minifer.ir import Graph, Model, TensorType
@@ -84,7 +84,7 @@ def test_the_library_agrees_with_the_engine_bit_for_bit(net):
     assert {f.name for f in done.files} == {
         "small_net.o", "libsmall_net.a", "libsmall_net.so", "small_net.h", "small_net.rs",
     }  # fmt: skip
-    assert not objects.undefined_symbols((folder / "small_net.o").read_bytes())
+    assert not native.undefined_symbols((folder / "small_net.o").read_bytes())
 
 
 @HERE

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minifer.kernels as kernels
-from minifer.codegen import build, library, objects, store
+from minifer.codegen import build, library, native, store
 from minifer.errors import KernelError
 from minifer.kernels.spec import KERNELS, KernelSpec
 from minifer.kernels.target import TARGETS, host
@@ -146,4 +146,4 @@ def test_needs_no_library(unit, target):
     if target == host().name:
         library.ensure(store.specs_of(unit))
     else:
-        assert objects.undefined_symbols(build.object_code(unit, TARGETS[target])) == set()
+        assert native.undefined_symbols(build.object_code(unit, TARGETS[target])) == set()
