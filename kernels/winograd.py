@@ -198,27 +198,6 @@ def output_line_4(m0, m1, m2, m3, m4, m5):
     )
 
 
-def transform_input_4(x, offsets, half, u, step):
-    """u = B^T d B for one vector of channels of a tile.
-
-    offsets: (6, 6), where the tile's pixels lie in x; half: 36 vectors of scratch; point p goes to u[p * step].
-    """
-    w = lanes(x)
-    for j in range(6):  # B^T d: down the columns
-        store_6(half + j * w, 6 * w, input_line_4(*gather_6(x, offsets + j)))
-    for i in range(6):  # (B^T d) B: along the rows
-        store_6(u + i * 6 * step, step, input_line_4(*load_6(half + i * 6 * w, w)))
-
-
-def transform_output_4(m, step, half):
-    """A^T m A for one vector of filters of a tile, to the first 16 vectors of `half`. Point p lies at m[p * step]."""
-    w = lanes(m)
-    for j in range(6):  # A^T m
-        store_4(half + j * w, 6 * w, output_line_4(*load_6(m + j * step, 6 * step)))
-    for i in range(4):  # (A^T m) A; row i is read before the results of row i overwrite it
-        store_4(half + i * 4 * w, w, output_line_4(*load_6(half + i * 6 * w, w)))
-
-
 def gather_6(x, offsets):
     """The six vectors of a column of a tile of 6 x 6 pixels."""
     a, b, c = vload(x, offsets[0]), vload(x, offsets[6]), vload(x, offsets[12])
@@ -252,24 +231,6 @@ def input_line_2(d0, d1, d2, d3):
 def output_line_2(m0, m1, m2, m3):
     """A^T m: four points to two results."""
     return m0 + m1 + m2, m1 - m2 + m3
-
-
-def transform_input_2(x, offsets, half, u, step):
-    """u = B^T d B for one vector of channels of a tile; as transform_input_4, with (4, 4) pixels and 16 points."""
-    w = lanes(x)
-    for j in range(4):
-        store_4(half + j * w, 4 * w, input_line_2(*gather_4(x, offsets + j)))
-    for i in range(4):
-        store_4(u + i * 4 * step, step, input_line_2(*load_4(half + i * 4 * w, w)))
-
-
-def transform_output_2(m, step, half):
-    """A^T m A for one vector of filters of a tile, to the first 4 vectors of `half`."""
-    w = lanes(m)
-    for j in range(4):
-        store_2(half + j * w, 4 * w, output_line_2(*load_4(m + j * step, 4 * step)))
-    for i in range(2):
-        store_2(half + i * 2 * w, w, output_line_2(*load_4(half + i * 4 * w, w)))
 
 
 def gather_4(x, offsets):
@@ -327,24 +288,6 @@ def output_line_4_stride_2(m0, m1, m2, m3, m4, m5, m6, m7, m8):
     )
 
 
-def transform_input_4_stride_2(x, offsets, half, u, step):
-    """u = B^T d B for one vector of channels of a tile; as transform_input_4, with (9, 9) pixels and 81 points."""
-    w = lanes(x)
-    for j in range(9):
-        store_9(half + j * w, 9 * w, input_line_4_stride_2(*gather_9(x, offsets + j)))
-    for i in range(9):
-        store_9(u + i * 9 * step, step, input_line_4_stride_2(*load_9(half + i * 9 * w, w)))
-
-
-def transform_output_4_stride_2(m, step, half):
-    """A^T m A for one vector of filters of a tile, to the first 16 vectors of `half`."""
-    w = lanes(m)
-    for j in range(9):
-        store_4(half + j * w, 9 * w, output_line_4_stride_2(*load_9(m + j * step, 9 * step)))
-    for i in range(4):
-        store_4(half + i * 4 * w, w, output_line_4_stride_2(*load_9(half + i * 9 * w, w)))
-
-
 def gather_9(x, offsets):
     """The nine vectors of a column of a tile of 9 x 9 pixels."""
     a, b, c = vload(x, offsets[0]), vload(x, offsets[9]), vload(x, offsets[18])
@@ -379,24 +322,6 @@ def output_line_2_stride_2(m0, m1, m2, m3, m4):
     return m0 + m1 + m3, m1 + m2 + m4
 
 
-def transform_input_2_stride_2(x, offsets, half, u, step):
-    """u = B^T d B for one vector of channels of a tile; as transform_input_4, with (5, 5) pixels and 25 points."""
-    w = lanes(x)
-    for j in range(5):
-        store_5(half + j * w, 5 * w, input_line_2_stride_2(*gather_5(x, offsets + j)))
-    for i in range(5):
-        store_5(u + i * 5 * step, step, input_line_2_stride_2(*load_5(half + i * 5 * w, w)))
-
-
-def transform_output_2_stride_2(m, step, half):
-    """A^T m A for one vector of filters of a tile, to the first 4 vectors of `half`."""
-    w = lanes(m)
-    for j in range(5):
-        store_2(half + j * w, 5 * w, output_line_2_stride_2(*load_5(m + j * step, 5 * step)))
-    for i in range(2):
-        store_2(half + i * 2 * w, w, output_line_2_stride_2(*load_5(half + i * 5 * w, w)))
-
-
 def gather_5(x, offsets):
     """The five vectors of a column of a tile of 5 x 5 pixels."""
     a, b, c = vload(x, offsets[0]), vload(x, offsets[5]), vload(x, offsets[10])
@@ -413,6 +338,41 @@ def store_5(p, step, v):
     """Five vectors, `step` elements apart."""
     store_4(p, step, (v[0], v[1], v[2], v[3]))
     vstore(p, 4 * step, v[4])
+
+
+# ---------------------------------------------------------------- two dimensions
+
+
+def in_two_dimensions(side, size, lines, moves):
+    """(B^T d B, A^T m A) by the lines of one dimension: down the columns, then along the rows.
+
+    lines: the transformation of `side` pixels to as many points, and that of the points to `size` results; moves: how
+    `side` vectors are gathered, loaded and stored, and `size` stored.
+    """
+    input_line, output_line = lines
+    gather, load, store, store_results = moves
+
+    def transform_input(x, offsets, half, u, step):
+        """u = B^T d B for one vector of channels of a tile.
+
+        offsets: (side, side), where the tile's pixels lie in x; half: that many vectors of scratch; point p goes to
+        u[p * step].
+        """
+        w = lanes(x)
+        for j in range(side):  # B^T d
+            store(half + j * w, side * w, input_line(*gather(x, offsets + j)))
+        for i in range(side):  # (B^T d) B
+            store(u + i * side * step, step, input_line(*load(half + i * side * w, w)))
+
+    def transform_output(m, step, half):
+        """A^T m A for one vector of filters of a tile, to the first vectors of `half`. Point p lies at m[p * step]."""
+        w = lanes(m)
+        for j in range(side):  # A^T m
+            store_results(half + j * w, side * w, output_line(*load(m + j * step, side * step)))
+        for i in range(size):  # (A^T m) A; row i is read before the results of row i overwrite it
+            store_results(half + i * size * w, w, output_line(*load(half + i * side * w, w)))
+
+    return transform_input, transform_output
 
 
 # ---------------------------------------------------------------- the convolution
@@ -589,10 +549,11 @@ class Kernels(NamedTuple):
     products: KernelSpec
 
 
-def winograd(name, size, stride, lines, transform_input, transform_output, tolerance) -> Kernels:
-    """Make the kernels for tiles of size x size results; lines: input and output transformation in one dimension."""
+def winograd(name, size, stride, lines, moves, tolerance) -> Kernels:
+    """Make the kernels for tiles of size x size results; lines, moves: see in_two_dimensions."""
     side = side_of(size, stride)
     points = side * side
+    transform_input, transform_output = in_two_dimensions(side, size, lines, moves)
 
     def transform_tiles(x, zeros, u, half, offsets, g, tile_from, tile_to):
         """Transform tiles of the input; the first of them goes to the first row of u's matrices."""
@@ -729,15 +690,20 @@ def winograd(name, size, stride, lines, transform_input, transform_output, toler
     return Kernels(one, first, second)
 
 
-winograd_2 = winograd("winograd_2", 2, 1, (input_line_2, output_line_2), transform_input_2, transform_output_2, 2e-6)
-winograd_4 = winograd("winograd_4", 4, 1, (input_line_4, output_line_4), transform_input_4, transform_output_4, 4e-6)
-winograd_2_stride_2 = winograd(
-    "winograd_2_stride_2", 2, 2, (input_line_2_stride_2, output_line_2_stride_2), transform_input_2_stride_2,
-    transform_output_2_stride_2, 2e-6,
-)  # fmt: skip
-winograd_4_stride_2 = winograd(
-    "winograd_4_stride_2", 4, 2, (input_line_4_stride_2, output_line_4_stride_2), transform_input_4_stride_2,
-    transform_output_4_stride_2, 4e-6,
-)  # fmt: skip
 #: by results per side and stride
-KERNELS = {(2, 1): winograd_2, (4, 1): winograd_4, (2, 2): winograd_2_stride_2, (4, 2): winograd_4_stride_2}
+KERNELS = {
+    (2, 1): winograd(
+        "winograd_2", 2, 1, (input_line_2, output_line_2), (gather_4, load_4, store_4, store_2), 2e-6
+    ),
+    (4, 1): winograd(
+        "winograd_4", 4, 1, (input_line_4, output_line_4), (gather_6, load_6, store_6, store_4), 4e-6
+    ),
+    (2, 2): winograd(
+        "winograd_2_stride_2", 2, 2, (input_line_2_stride_2, output_line_2_stride_2),
+        (gather_5, load_5, store_5, store_2), 2e-6,
+    ),
+    (4, 2): winograd(
+        "winograd_4_stride_2", 4, 2, (input_line_4_stride_2, output_line_4_stride_2),
+        (gather_9, load_9, store_9, store_4), 4e-6,
+    ),
+}  # fmt: skip

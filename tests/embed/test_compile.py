@@ -22,7 +22,7 @@ from tests.embed.native import Library, aligned
 from tests.kernels.models import node
 
 HERE = pytest.mark.skipif(not host().name.startswith("x86-64-v3"), reason="the library made here is for x86-64-v3")
-rng = np.random.default_rng(5)
+RNG = np.random.default_rng(5)
 
 
 def made(nodes, inputs, consts, outputs) -> bytes:
@@ -33,7 +33,7 @@ def made(nodes, inputs, consts, outputs) -> bytes:
 
 
 def normal(*shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype("f")
+    return RNG.standard_normal(shape).astype("f")
 
 
 def small_net() -> bytes:
