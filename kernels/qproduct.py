@@ -103,12 +103,6 @@ def geometry(
     return g
 
 
-def product_geometry(m: int, n: int, k: int, threads: int = 1) -> np.ndarray:
-    """The table for a matrix product (m, k) @ (k, n)."""
-    one, none = (1, 1, 1), (0, 0, 0)
-    return geometry(1, k, n, 1, (1, 1, m), (1, 1, m), one, one, none, one, threads)
-
-
 def depth(g: np.ndarray) -> int:
     """Length of a widened row: taps times channels of a group, even."""
     return even(int(g[TAPS_D] * g[TAPS_H] * g[TAPS_W] * g[CHANNELS] // g[GROUPS]))
@@ -189,6 +183,9 @@ def bytes_end(T):
 
     def finish(strip, y, residual, bias, factors, end, m, n, stride, step, has_residual):
         """y = quantised(sum + bias) [combined with the residual and quantised anew]."""
+        if NR % 16 == 0 and n == NR:
+            sixteen_columns(strip, y, residual, bias, factors, end, m, stride, step, has_residual)
+            return
         low, high, zero = vsplat(f32, end[LOW]), vsplat(f32, end[HIGH]), vsplat(f32, end[ZERO])
         for j in range(0, n, 8):
             addend, factor, left = vload(bias, j), vload(factors, j), n - j
@@ -214,6 +211,22 @@ def bytes_end(T):
                     total = (product_ + (vconvert(other, f32) - other_zero) * other_scale) / divisor
                     r = vmin_quick(vmax_quick(total, last_low), last_high) + ROUND
                     store_bytes(y, i * stride + j, vconvert(bitcast(r + zero, i32), T), left)
+
+    def sixteen_columns(strip, y, residual, bias, factors, end, m, stride, step, has_residual):
+        """A row at a time, sixteen columns: their bytes are put together and stored at once."""
+        low, high, zero = end[LOW], end[HIGH], end[ZERO]
+        scale, other_scale, other_zero, divisor = end[SCALE], end[OTHER_SCALE], end[OTHER_ZERO], end[DIVISOR]
+        last_low, last_high = end[LAST_LOW], end[LAST_HIGH]
+        for j in range(0, NR, 16):
+            addend, factor = vload_n(bias, j, 16), vload_n(factors, j, 16)
+            for i in range(m):
+                total = vconvert(vload_n(strip, i * NR + j, 16) + addend, f32) * factor
+                r = vmin_quick(vmax_quick(total, low), high) + ROUND
+                if has_residual != 0:
+                    other = vconvert(vconvert(vload_n(residual, i * step + j, 16), i32), f32)
+                    total = ((r - ROUND) * scale + (other - other_zero) * other_scale) / divisor
+                    r = vmin_quick(vmax_quick(total, last_low), last_high) + ROUND
+                vstore(y, i * stride + j, vconvert(bitcast(r + zero, i32), T))
 
     return finish
 

@@ -737,6 +737,47 @@ def tile_dot_i32(acc, rows: Rows, p: int, b: Ptr):
 
 
 @primitive
+def tile_zero_short_i32() -> np.ndarray:
+    """A SHORT x NR tile of i32 zeros. All that takes a tile of integers takes this one."""
+    return np.zeros((SHORT, NR), np.int32)
+
+
+@primitive
+def tile_dot4_i32(acc, rows: Rows, p: int, b: Ptr):
+    """acc[i, j] += sum over t < 4 of rows[i][p + t] * b[4 * j + t]: four steps of a matrix product.
+
+    rows: u8; b: i8, of which 4 * NR are read. Neighbouring products are added in 16 bits: the caller sees to it that
+    they fit (an AssertionError in plain Python, a saturated sum on some machines).
+    """
+    return acc + _sums_of_pairs(rows, len(acc), p, b).sum(2, dtype=np.int32)
+
+
+@primitive
+def tile_dot8_i32(acc, rows: Rows, p: int, q: int, b: Ptr):
+    """tile_dot4_i32 for steps p and, with the next 4 * NR elements of b, q. The 16-bit sums of both are added in 16
+    bits, which the caller sees to fit."""
+    total = _sums_of_pairs(rows, len(acc), p, b) + _sums_of_pairs(rows, len(acc), q, b + 4 * NR)
+    assert np.abs(total).max() < 1 << 15, "a sum does not fit into 16 bits"
+    return acc + total.sum(2, dtype=np.int32)
+
+
+def _sums_of_pairs(rows: Rows, count: int, p: int, b: Ptr) -> np.ndarray:
+    start = b.locate(0, 4 * NR)
+    weights = b.array[start : start + 4 * NR].astype(np.int32).reshape(1, NR, 4)
+    left = np.array([[r[p + t] for t in range(4)] for r in rows.pointers[:count]], np.int32)
+    sums = (left[:, None] * weights).reshape(count, NR, 2, 2).sum(3)
+    assert np.abs(sums).max() < 1 << 15, "a sum does not fit into 16 bits"
+    return sums
+
+
+@primitive
+def tile_add_i32(acc, c: Ptr, ldc: int):
+    """acc[i, j] += c[i * ldc + j], the whole tile."""
+    starts = [c.locate(i * ldc, NR) for i in range(len(acc))]
+    return acc + np.array([c.array[start : start + NR] for start in starts])
+
+
+@primitive
 def tile_store_i32(c: Ptr, ldc: int, acc, m: int, n: int) -> None:
     """c[i * ldc + j] = acc[i, j] for i < m (at most the tile's rows), j < n <= NR; nothing else is touched."""
     for i in range(m):

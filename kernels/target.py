@@ -38,6 +38,11 @@ class Target:
         return self.mr * 2 // 3
 
     @property
+    def bytes_at_once(self) -> bool:
+        """Whether 32 products of bytes are one instruction."""
+        return self.cpu == "x86-64-v3"
+
+    @property
     def unroll(self) -> int:
         """Steps of a product that are written out one after the other. In WebAssembly engines, which see more values
         alive than there are registers, one step at a time is a quarter faster."""

@@ -54,6 +54,7 @@ def bits(name: str) -> int:
     return TYPES[name][1]
 
 
+@functools.cache
 def to_numpy(name: str) -> np.dtype:
     """The NumPy dtype of an element type name: `object` for strings, an `ml_dtypes` one where NumPy has none."""
     if name == "string":

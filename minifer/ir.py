@@ -9,8 +9,9 @@ is read, so a graph holds operators alone, each with the opset version it was wr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from minifer import dtypes
 from minifer.errors import ModelError
 
 Dim = int | str | None  # a size, a symbol, or unknown
+_SIZES = frozenset({int})  # the types of the dimensions of a concrete shape
+_ARRAYS = (np.ndarray, np.generic)
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,10 @@ class TensorType:
     dtype: str
     shape: tuple[Dim, ...] | None = None
 
-    @property
+    @cached_property
     def concrete(self) -> bool:
         """True where every dimension is a known size."""
-        return self.shape is not None and all(isinstance(d, int) for d in self.shape)
+        return self.shape is not None and _SIZES.issuperset(map(type, self.shape))
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -113,8 +116,8 @@ class SparseTensor:
 
 def type_of_value(value: Any) -> Type:
     """The concrete type of a runtime value (ndarray, list, dict, SparseTensor or None)."""
-    if isinstance(value, np.ndarray | np.generic):
-        return TensorType(dtypes.from_numpy(value.dtype), tuple(int(d) for d in value.shape))
+    if isinstance(value, _ARRAYS):
+        return TensorType(dtypes.from_numpy(value.dtype), value.shape)
     if isinstance(value, list):
         kinds = {type_of_value(item) for item in value}
         if len(kinds) > 1:  # tensors of different shapes: only what they share
@@ -149,19 +152,31 @@ class Node:
     domain: str = ""
     version: int = 0
 
-    @property
-    def subgraphs(self) -> Iterator[Graph]:
+    @cached_property
+    def subgraphs(self) -> tuple[Graph, ...]:
         """The graphs among the attributes."""
+        found: list[Graph] = []
         for value in self.attrs.values():
             if isinstance(value, Graph):
-                yield value
+                found.append(value)
             elif isinstance(value, tuple):
-                yield from (v for v in value if isinstance(v, Graph))
+                found += [v for v in value if isinstance(v, Graph)]
+        return tuple(found)
 
     @property
     def subgraphs_any(self) -> bool:
         """True where the node carries a graph."""
-        return next(self.subgraphs, None) is not None
+        return bool(self.subgraphs)
+
+    @property
+    def captured(self) -> tuple[str, ...]:
+        """Names of the graphs around that the graphs among the attributes read, once for each graph."""
+        return tuple(n for g in self.subgraphs for n in g.captured()) if self.subgraphs else ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """All names that the node reads: its inputs ("" where one is left out) and what its graphs capture."""
+        return (*self.inputs, *self.captured) if self.subgraphs else self.inputs
 
     @property
     def label(self) -> str:
@@ -200,13 +215,14 @@ class Graph:
 
     def captured(self) -> tuple[str, ...]:
         """Names of outer graphs that this graph (or a graph inside it) reads, in order of first use."""
+        return self._captured
+
+    @cached_property
+    def _captured(self) -> tuple[str, ...]:
         known = set(self.inputs) | set(self.consts)
         out: dict[str, None] = {}
         for node in self.nodes:
-            reads = list(node.inputs)
-            for sub in node.subgraphs:
-                reads += sub.captured()
-            out.update((n, None) for n in reads if n and n not in known)
+            out.update((n, None) for n in node.reads if n and n not in known)
             known.update(node.outputs)
         out.update((n, None) for n in self.outputs if n and n not in known)
         return tuple(out)
@@ -216,24 +232,22 @@ class Graph:
 
         `outer`: the names that the graphs around this one have defined so far, the innermost first.
         """
-        own = set(self.consts)
+        if "" in self.inputs:
+            raise ModelError(f"graph '{self.name}' has an input without a name")
+        own = {*self.consts, *self.inputs, ""}  # "" stands where an input or output is left out
         known = (own, *outer)
-        for name in self.inputs:
-            if not name:
-                raise ModelError(f"graph '{self.name}' has an input without a name")
-        own.update(self.inputs)
         for node in self.nodes:
-            for name in node.inputs:
-                if name and name not in own and not any(name in names for names in outer):
+            for name in () if own.issuperset(node.inputs) else node.inputs:
+                if not any(name in names for names in known):
                     raise ModelError(f"{node.label} reads '{name}', which nothing before it writes")
             for sub in node.subgraphs:
                 sub.check(*known)
             for name in node.outputs:
-                if name and (name in own or any(name in names for names in outer)):
+                if name and (name in own or (outer and any(name in names for names in outer))):
                     raise ModelError(f"{node.label} writes '{name}', which is already defined")
-            own.update(filter(None, node.outputs))
+            own.update(node.outputs)
         for name in self.outputs:
-            if not any(name in names for names in known):
+            if not name or not any(name in names for names in known):
                 raise ModelError(f"graph output '{name}' is not written by any node")
 
     def __str__(self) -> str:

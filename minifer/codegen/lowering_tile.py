@@ -346,7 +346,7 @@ def integer_tile_type(context, rows: int) -> TileType:
 
 
 def _is_integer_tile(context, kind) -> bool:
-    return any(kind == integer_tile_type(context, rows) for rows in (1, context.machine.mr))
+    return any(kind == integer_tile_type(context, rows) for rows in (1, context.machine.short, context.machine.mr))
 
 
 def _zero(context, tile: TileType):
@@ -356,6 +356,11 @@ def _zero(context, tile: TileType):
 @lowers(simd.tile_zero_i32)
 def _tile_zero_i32(context):
     return _zero(context, integer_tile_type(context, context.machine.mr))
+
+
+@lowers(simd.tile_zero_short_i32)
+def _tile_zero_short_i32(context):
+    return _zero(context, integer_tile_type(context, context.machine.short))
 
 
 @lowers(simd.tile_row_i32)
@@ -411,8 +416,10 @@ def _dot(context, builder, tile: TileType, acc, rows, p, b):
 #: the instruction that multiplies lanes of i16 and adds neighbouring products: name and lanes, by target
 _PAIR_SUMS = {
     "x86-64-v3": ("llvm.x86.avx2.pmadd.wd", 16),
+    "x86-64-windows": ("llvm.x86.avx2.pmadd.wd", 16),
     "x86-64-v2": ("llvm.x86.sse2.pmadd.wd", 8),
     "wasm32": ("llvm.wasm.dot", 8),
+    "wasm32-relaxed": ("llvm.wasm.dot", 8),
 }
 
 
@@ -437,3 +444,78 @@ def _pair_sums(context, builder, a, b):
     kind = ir.FunctionType(result, [a.type, b.type])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     return builder.call(function, [a, b])
+
+
+@lowers(simd.tile_add_i32)
+def _tile_add_i32(context, tile, c, ldc):
+    if not _is_integer_tile(context, tile) or c != PointerType(types.int32) or not is_integer(ldc):
+        return None
+
+    def run(builder, values):
+        acc, start, step = values
+        rows = [_panel(builder, tile, builder.gep(start, [builder.mul(step, I64(i))])) for i in range(tile.rows)]
+        return _map(builder, tile, acc, lambda i, j, v: builder.add(v, rows[i][j]))
+
+    return tile, (tile, c, types.int64), run
+
+
+@lowers(simd.tile_dot4_i32)
+def _tile_dot4_i32(context, tile, rows, p, b):
+    return _dot_of_bytes(context, tile, rows, b, p)
+
+
+@lowers(simd.tile_dot8_i32)
+def _tile_dot8_i32(context, tile, rows, p, q, b):
+    return _dot_of_bytes(context, tile, rows, b, p, q)
+
+
+def _dot_of_bytes(context, tile, rows, b, *columns):
+    fitting = isinstance(rows, RowsType) and rows.element == types.uint8 and b == PointerType(types.int8)
+    if not _is_integer_tile(context, tile) or not fitting or not all(is_integer(p) for p in columns):
+        return None
+
+    def run(builder, values):
+        acc, rows_value, *places, panel = values
+        steps, lanes = 4 * tile.lanes, VectorType(types.int8, 4 * tile.lanes)
+        starts = [[I64((n * tile.vectors + j) * steps) for n in range(len(places))] for j in range(tile.vectors)]
+        right = [[load_vector(builder, panel, start, lanes) for start in column] for column in starts]
+        for i in range(tile.rows):
+            row = builder.extract_value(rows_value, i)
+            left = [_four_bytes(builder, tile, builder.gep(row, [place])) for place in places]
+            for j in range(tile.vectors):
+                total = builder.add(_get(builder, acc, tile, i, j), _sums_of_fours(context, builder, left, right[j]))
+                acc = _put(builder, acc, total, tile, i, j)
+        return acc
+
+    return tile, (tile, rows, *(types.int64 for _ in columns), b), run
+
+
+def _four_bytes(builder, tile: TileType, place):
+    """The four bytes at a place, over and over."""
+    four = builder.load(builder.bitcast(place, I32.as_pointer()))
+    four.align = 1
+    return builder.bitcast(splat(builder, four, _vector(tile)), ir.VectorType(ir.IntType(8), 4 * tile.lanes))
+
+
+def _sums_of_fours(context, builder, left: list, right: list):
+    """The sum over all a in left (u8) and b in right (i8) of a[4 k] b[4 k] + ... + a[4 k + 3] b[4 k + 3] in lane k."""
+    count = left[0].type.count
+    pairs = ir.VectorType(ir.IntType(16), count // 2)
+    if context.machine.bytes_at_once and count == 32:
+        name = "llvm.x86.avx2.pmadd.ub.sw"
+        kind = ir.FunctionType(pairs, [left[0].type, right[0].type])
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        total = builder.call(function, [left[0], right[0]])
+        for a, b in zip(left[1:], right[1:]):
+            total = builder.add(total, builder.call(function, [a, b]))
+        return _pair_sums(context, builder, total, ir.Constant(pairs, [1] * (count // 2)))
+    wide, sums = ir.VectorType(I32, count // 4), []
+    for a, b in zip(left, right):
+        for start in range(4):
+            lanes = list(range(start, count, 4))
+            x, w = shuffle(builder, a, a, lanes), shuffle(builder, b, b, lanes)
+            sums.append(builder.mul(builder.zext(x, wide), builder.sext(w, wide)))
+    result = sums[0]
+    for term in sums[1:]:
+        result = builder.add(result, term)
+    return result

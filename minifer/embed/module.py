@@ -1,6 +1,7 @@
 """The code of a compiled model: LLVM IR of the functions that it exports, linked with the kernels that it calls.
 
-`run` fills an array of base addresses and calls one kernel after the other. A call's argument record lies among the
+`run` fills an array of base addresses and calls one kernel after the other. A branch, or the body of a loop, is a
+function of its own that does the same with bases made of those around it. A call's argument record lies among the
 weights. What is the same in all calls of a kernel (no residual anywhere, one activation) is not in the record but
 written into the kernel before it is optimised, so the code holds only what the model needs.
 """
@@ -15,7 +16,8 @@ import numpy as np
 
 from minifer.codegen import build, emit
 from minifer.embed.abi import ALIGNMENT, Interface, Status, Tensor
-from minifer.embed.program import CallStep, Program
+from minifer.embed.program import Program
+from minifer.embed.steps import Branch, CallStep, Copy, Inside, Part, Place, Repeat, all_calls, all_inside
 from minifer.kernels.target import Target
 
 #: ONNX's numbers of the element types (TensorProto.DataType)
@@ -40,13 +42,12 @@ def compile_program(program: Program, target: Target) -> Code:
     """The object code of a program for a target."""
     name = program.interface.name
     kernels: dict[str, list[CallStep]] = {}
-    for call in program.calls:
+    for call in all_calls(program.main):
         kernels.setdefault(call.kernel.name, []).append(call)
     shared = {kernel: _same_words([c.words for c in calls]) for kernel, calls in kernels.items()}
-    records = [
-        program.weights.place(np.array([w for w, s in zip(c.words, shared[c.kernel.name]) if s is None], np.int64))
-        for c in program.calls
-    ]
+    records = {
+        call: program.weights.place(_record(call.words, shared[call.kernel.name])) for call in all_calls(program.main)
+    }
     interface = replace(program.interface, weights_bytes=program.weights.size)
     parts = []
     units = sorted({calls[0].kernel.unit for calls in kernels.values()})
@@ -60,7 +61,7 @@ def compile_program(program: Program, target: Target) -> Code:
         import llvmlite.binding as llvm
 
         llvm.set_option("minifer", "-enable-pipeliner=false")
-    text = "\n".join(_main(replace(program, interface=interface), records, target))
+    text = "\n".join(_main(_Text(Program(interface, program.main, program.weights), records, size_type(target))))
     code = emit.emit_linked(text, interface.exports, parts, target)
     return Code(code, program.weights.content(), f"{name}_weights", interface)
 
@@ -68,6 +69,11 @@ def compile_program(program: Program, target: Target) -> Code:
 def _same_words(records: list[tuple[int, ...]]) -> list[int | None]:
     """For each word of a kernel's records its value, where all agree; else None."""
     return [words[0] if len(set(words)) == 1 else None for words in zip(*records)]
+
+
+def _record(words: tuple[int, ...], shared: list[int | None]) -> np.ndarray:
+    """The words of a record that are its own."""
+    return np.array([word for word, same in zip(words, shared) if same is None], np.int64)
 
 
 def _wrapper(name: str, kernel: str, shared: list[int | None]) -> str:
@@ -86,17 +92,32 @@ def _wrapper(name: str, kernel: str, shared: list[int | None]) -> str:
     return "\n".join(lines)
 
 
-def _main(program: Program, records: list[int], target: Target) -> Iterator[str]:
-    """The text of `run` and of the functions that describe the model."""
-    interface = program.interface
-    name, word = interface.name, size_type(target)
+class _Text:
+    """What the text of every function needs to know."""
+
+    def __init__(self, program: Program, records: dict[CallStep, int], word: str):
+        self.main, self.interface = program.main, program.interface
+        self.name = program.interface.name  # with which all names begin
+        self.records = records  # where the record of each call lies in the weights
+        self.word = word  # LLVM's name for size_t
+        self.inside = {inside: f"{self.name}_part{i}" for i, inside in enumerate(all_inside(self.main), 1)}  # functions
+        separate = program.interface.separate
+        self.weights = "%weights" if separate else f"@{self.name}_weights"
+        self.passed = ", ptr %weights" if separate else ""  # to the functions of parts
+
+
+def _main(text: _Text) -> Iterator[str]:
+    """The text of `run`, of the parts inside it, and of the functions that describe the model."""
+    interface, name, word = text.interface, text.name, text.word
     yield emit.HEADER
     yield f"%buffer = type {{ ptr, {word} }}"
     if not interface.separate:
         yield f"@{name}_weights = external hidden constant [0 x i8], align {ALIGNMENT}"
-    for kernel in sorted({c.kernel.name for c in program.calls}):
+    for kernel in sorted({c.kernel.name for c in text.records}):
         yield f"declare i64 @{name}_kernel_{kernel}(ptr, ptr)"
-    yield from _run(program, records, word)
+    yield from _run(text)
+    for inside in text.inside:
+        yield from _part(inside, text)
     yield _COPY
     yield f"define {word} @{name}_workspace_bytes() {{\n  ret {word} {interface.workspace_bytes}\n}}"
     held = interface.weights_bytes if interface.separate else 0
@@ -110,17 +131,18 @@ def size_type(target: Target) -> str:
     return "i32" if target.triple.startswith(("wasm32", "thumb")) else "i64"
 
 
-def _run(program: Program, records: list[int], word: str) -> Iterator[str]:
-    interface = program.interface
+def _run(text: _Text) -> Iterator[str]:
+    main, interface, word = text.main, text.interface, text.word
     weights = f", ptr %weights, {word} %weights_bytes" if interface.separate else ""
     yield (
         f"define i32 @{interface.name}_run(ptr %inputs, {word} %input_count, ptr %outputs, {word} %output_count, "
         f"ptr %workspace, {word} %workspace_bytes{weights}) {{"
     )
-    yield f"  %bases = alloca [{program.bases} x i64], align 8"
+    yield f"  %bases = alloca [{main.bases} x i64], align 8"
     yield _store_base(0, "0")
-    yield from _buffers("input", interface.inputs, program.input_bases, Status.INPUTS, word)
-    yield from _buffers("output", interface.outputs, program.output_bases, Status.OUTPUTS, word)
+    inputs = tuple(main.inputs.get(tensor.name, -1) for tensor in interface.inputs)
+    yield from _buffers("input", interface.inputs, inputs, Status.INPUTS, word)
+    yield from _buffers("output", interface.outputs, tuple(b for b, _ in main.outputs), Status.OUTPUTS, word)
     yield from _block("workspace", interface.workspace_bytes, "uge", Status.WORKSPACE, word)
     yield _store_base(1, "%workspace_address")
     if interface.separate:
@@ -129,19 +151,8 @@ def _run(program: Program, records: list[int], word: str) -> Iterator[str]:
     else:
         yield f"  %weights_address = ptrtoint ptr @{interface.name}_weights to i64"
         yield "  br label %ready\nready:"
-    yield _store_base(program.weights_base, "%weights_address")
-    start = "%weights" if interface.separate else f"@{interface.name}_weights"
-    for i, (call, record) in enumerate(zip(program.calls, records)):
-        yield f"  %r{i} = getelementptr i8, ptr {start}, {word} {record}"
-        yield f"  %s{i} = call i64 @{interface.name}_kernel_{call.kernel.name}(ptr %r{i}, ptr %bases)"
-        yield f"  %z{i} = icmp eq i64 %s{i}, 0"
-        yield f"  br i1 %z{i}, label %done{i}, label %bad_refused\ndone{i}:"
-    for i, copy in enumerate(program.copies):
-        yield f"  %cb{i} = getelementptr i64, ptr %bases, {word} {copy.base}"
-        yield f"  %ca{i} = load i64, ptr %cb{i}, align 8"
-        yield f"  %cs{i} = add i64 %ca{i}, {copy.offset}"
-        yield f"  %cp{i} = inttoptr i64 %cs{i} to ptr"
-        yield f"  call void @copy_bytes(ptr %output{copy.output}_data, ptr %cp{i}, i64 {copy.nbytes})"
+    yield _store_base(main.weights, "%weights_address")
+    yield from _steps(main, text)
     yield f"  ret i32 {Status.OK:d}"
     for status in (Status.INPUTS, Status.OUTPUTS, Status.WORKSPACE, Status.WEIGHTS, Status.REFUSED):
         if status != Status.WEIGHTS or interface.separate:
@@ -189,6 +200,109 @@ def _block(kind: str, nbytes: int, order: str, status: Status, word: str) -> Ite
     yield f"  %{kind}_there = icmp ne ptr %{kind}, null"
     yield f"  %{kind}_good = and i1 %{kind}_even, %{kind}_there"
     yield f"  br i1 %{kind}_good, label %{kind}_ok, {bad}\n{kind}_ok:"
+
+
+# ---------------------------------------------------------------- steps
+
+
+def _steps(part: Part, text: _Text) -> Iterator[str]:
+    """The text of a part's steps. A status other than 0 ends the function."""
+    for i, step in enumerate(part.steps):
+        if isinstance(step, Copy):
+            yield from _copied(f"c{i}", step)
+        elif isinstance(step, CallStep):
+            yield f"  %r{i} = getelementptr i8, ptr {text.weights}, {text.word} {text.records[step]}"
+            yield f"  %s{i} = call i64 @{text.name}_kernel_{step.kernel.name}(ptr %r{i}, ptr %bases)"
+            yield from _unless_refused(i, f"done{i}")
+        elif isinstance(step, Branch):
+            yield from _branch(i, step, text)
+        else:
+            yield from _repeat(i, step, text)
+
+
+def _unless_refused(i: int, following: str) -> Iterator[str]:
+    """Go on where the status of step `i` is 0."""
+    yield f"  %z{i} = icmp eq i64 %s{i}, 0"
+    yield f"  br i1 %z{i}, label %{following}, label %bad_refused\n{following}:"
+
+
+def _branch(i: int, step: Branch, text: _Text) -> Iterator[str]:
+    """One of two parts, as a byte says."""
+    yield from _is_set(f"b{i}", step.condition)
+    yield f"  br i1 %b{i}, label %then{i}, label %else{i}\nthen{i}:"
+    yield f"  %t{i} = {_called(step.then, '0', text)}\n  br label %joined{i}\nelse{i}:"
+    yield f"  %e{i} = {_called(step.otherwise, '0', text)}\n  br label %joined{i}\njoined{i}:"
+    yield f"  %s{i} = phi i64 [ %t{i}, %then{i} ], [ %e{i}, %else{i} ]"
+    yield from _unless_refused(i, f"done{i}")
+
+
+def _repeat(i: int, step: Repeat, text: _Text) -> Iterator[str]:
+    """Turns of a part, while there are some left and a byte says to go on."""
+    limit = str(step.trips)
+    if isinstance(step.trips, tuple):
+        yield from _pointer(f"m{i}", step.trips)
+        yield f"  %limit{i} = load i64, ptr %m{i}"
+        limit = f"%limit{i}"
+    yield f"  br label %before{i}\nbefore{i}:\n  br label %head{i}\nhead{i}:"
+    yield f"  %turn{i} = phi i64 [ 0, %before{i} ], [ %next{i}, %again{i} ]"
+    if step.trips is not None:
+        yield f"  %left{i} = icmp slt i64 %turn{i}, {limit}"
+        yield f"  br i1 %left{i}, label %asked{i}, label %done{i}\nasked{i}:"
+    if step.running is not None:
+        yield from _is_set(f"g{i}", step.running)
+        yield f"  br i1 %g{i}, label %body{i}, label %done{i}\nbody{i}:"
+    if step.turn is not None:
+        yield from _pointer(f"n{i}", step.turn)
+        yield f"  store i64 %turn{i}, ptr %n{i}"
+    yield f"  %s{i} = {_called(step.body, f'%turn{i}', text)}"
+    yield from _unless_refused(i, f"again{i}")
+    for k, copy in enumerate(step.after):
+        yield from _copied(f"a{i}_{k}", copy)
+    yield f"  %next{i} = add i64 %turn{i}, 1\n  br label %head{i}\ndone{i}:"
+
+
+def _called(inside: Inside, turn: str, text: _Text) -> str:
+    return f"call i64 @{text.inside[inside]}(ptr %bases, i64 {turn}{text.passed})"
+
+
+def _part(inside: Inside, text: _Text) -> Iterator[str]:
+    """The function of a part: it makes its bases of those around it, then does its steps."""
+    yield f"define internal i64 @{text.inside[inside]}(ptr %outer, i64 %turn{text.passed}) {{"
+    yield f"  %bases = alloca [{inside.part.bases} x i64], align 8"
+    yield _store_base(0, "0")
+    for link in inside.links:
+        base, offset = link.place
+        label = f"%l{link.base}"
+        yield f"  {label}_at = getelementptr i64, ptr %outer, i32 {base}"
+        yield f"  {label}_start = load i64, ptr {label}_at, align 8"
+        yield f"  {label}_first = add i64 {label}_start, {offset}"
+        yield f"  {label}_way = mul i64 %turn, {link.stride}"
+        yield f"  {label} = add i64 {label}_first, {label}_way"
+        yield _store_base(link.base, label)
+    yield from _steps(inside.part, text)
+    yield "  ret i64 0\nbad_refused:\n  ret i64 1\n}"
+
+
+def _pointer(label: str, place: Place) -> Iterator[str]:
+    """`%label` points to a place."""
+    base, offset = place
+    yield f"  %{label}_base = getelementptr i64, ptr %bases, i32 {base}"
+    yield f"  %{label}_start = load i64, ptr %{label}_base, align 8"
+    yield f"  %{label}_address = add i64 %{label}_start, {offset}"
+    yield f"  %{label} = inttoptr i64 %{label}_address to ptr"
+
+
+def _is_set(label: str, place: Place) -> Iterator[str]:
+    """`%label` is whether the byte at a place is not 0."""
+    yield from _pointer(f"{label}_p", place)
+    yield f"  %{label}_byte = load i8, ptr %{label}_p"
+    yield f"  %{label} = icmp ne i8 %{label}_byte, 0"
+
+
+def _copied(label: str, copy: Copy) -> Iterator[str]:
+    yield from _pointer(f"{label}_to", copy.target)
+    yield from _pointer(f"{label}_from", copy.source)
+    yield f"  call void @copy_bytes(ptr %{label}_to, ptr %{label}_from, i64 {copy.nbytes})"
 
 
 _COPY = """define internal void @copy_bytes(ptr %to, ptr %from, i64 %count) {

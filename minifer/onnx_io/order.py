@@ -11,10 +11,7 @@ from minifer.ir import Node
 
 def reads(node: Node) -> list[str]:
     """The names that a node reads, those that its subgraphs take from outside included."""
-    out = [name for name in node.inputs if name]
-    for graph in node.subgraphs:
-        out += graph.captured()
-    return out
+    return [name for name in node.reads if name]
 
 
 def in_order(nodes: Sequence[Node]) -> tuple[Node, ...]:
@@ -22,10 +19,10 @@ def in_order(nodes: Sequence[Node]) -> tuple[Node, ...]:
 
     Of several nodes that could stand next, the one given first does. ModelError for a cycle.
     """
+    if _ordered(nodes):
+        return tuple(nodes)
     writer = {name: i for i, node in enumerate(nodes) for name in node.outputs if name}
     needs = [{writer[name] for name in reads(node) if name in writer} for node in nodes]
-    if all(not need or max(need) < i for i, need in enumerate(needs)):
-        return tuple(nodes)
     users: list[list[int]] = [[] for _ in nodes]
     for i, need in enumerate(needs):
         for j in need:
@@ -43,6 +40,16 @@ def in_order(nodes: Sequence[Node]) -> tuple[Node, ...]:
     if len(order) < len(nodes):
         raise ModelError(f"the graph has a cycle: {_cycle(nodes, needs, missing)}")
     return tuple(nodes[i] for i in order)
+
+
+def _ordered(nodes: Sequence[Node]) -> bool:
+    """True where no node reads what it or a later one writes."""
+    later = {name for node in nodes for name in node.outputs if name}
+    for node in nodes:
+        if not later.isdisjoint(node.reads):
+            return False
+        later.difference_update(node.outputs)
+    return True
 
 
 def _cycle(nodes: Sequence[Node], needs: Sequence[set[int]], missing: Sequence[int]) -> str:

@@ -95,8 +95,9 @@ class _Scope:
     def find(self, name: str) -> str | None:
         scope: _Scope | None = self
         while scope is not None:
-            if name in scope.names and name not in scope.pending:
-                return scope.names[name]
+            found = scope.names.get(name)
+            if found is not None and name not in scope.pending:
+                return found
             scope = scope.outer
         return None
 
@@ -187,11 +188,12 @@ class _Reader:
         self.taken.add(name)
         return name
 
-    def find(self, name: str, place: _Place, who: str) -> str:
+    def find(self, name: str, place: _Place, node: Any, who: str = "") -> str:
+        """What a name means at a place; `node` reads it, or what is called `who`."""
         found = place.scope.find(name) if name else ""
         if found is None:
             inside = f" in function {_title(place.calls[-1])}" if place.calls else ""
-            raise ModelError(f"{who}{inside} reads '{name}', which no input, constant or node defines")
+            raise ModelError(f"{who or _who(node)}{inside} reads '{name}', which no input, constant or node defines")
         return found
 
     # ---- graphs
@@ -214,7 +216,7 @@ class _Reader:
             if scope.pending:
                 scope.pending.difference_update(node.output)
         who = f"the output list of graph '{proto.name}'"
-        outputs = tuple(self.find(value.name, place, who) for value in proto.output)
+        outputs = tuple(self.find(value.name, place, None, who) for value in proto.output)
         if "" in outputs:
             raise ModelError(f"graph '{proto.name}' has an output without a name, or one that a call leaves out")
         return Graph(
@@ -227,13 +229,17 @@ class _Reader:
         )
 
     def define_outputs(self, nodes: Any, place: _Place) -> None:
-        scope = place.scope
+        scope, outer, names = place.scope, place.scope.outer, place.scope.names
         for node in nodes:
             for name in node.output:
-                if name:
-                    self.define(name, place)
-                    if scope.outer is not None and scope.outer.find(name) is not None:
-                        scope.pending.add(name)
+                if not name:
+                    continue
+                if outer is None and not place.fresh and name not in names:  # the usual case, spelled out for speed
+                    names[name] = name
+                    continue
+                self.define(name, place)
+                if outer is not None and outer.find(name) is not None:
+                    scope.pending.add(name)
 
     def constants(self, proto: Any) -> dict[str, np.ndarray]:
         out: dict[str, np.ndarray] = {}
@@ -249,9 +255,10 @@ class _Reader:
     def once(self, proto: Any, convert: Callable[[Any], Any]) -> Any:
         """The value of a message, converted the first time: a function body is met once for every call."""
         key = id(proto)
-        if key not in self.converted:
-            self.converted[key] = convert(proto)
-        return self.converted[key]
+        try:
+            return self.converted[key]
+        except KeyError:
+            return self.converted.setdefault(key, convert(proto))
 
     def types(self, proto: Any, scope: _Scope) -> dict[str, Type]:
         out = {}
@@ -271,19 +278,22 @@ class _Reader:
     def node(self, proto: Any, place: _Place, out: list[Node]) -> None:
         """Append the node, or the nodes of the function that it calls, to `out`."""
         domain = _domain(proto.domain)
-        key = (domain, proto.op_type, proto.overload)
-        who = f"{proto.op_type} '{proto.name or next(filter(None, proto.output), '')}'"
         if not proto.op_type:
             raise ModelError(f"node '{proto.name}' has no operator (op_type)")
-        self.spend(1 + len(proto.input) + len(proto.output) + len(proto.attribute), place)
-        inputs = tuple(self.find(name, place, who) for name in proto.input)
-        attrs = self.attributes(proto, place, who)
-        if key in self.functions:
+        if place.calls:
+            self.spend(1 + len(proto.input) + len(proto.output) + len(proto.attribute), place)
+        inputs = tuple([self.find(name, place, proto) for name in proto.input])
+        attrs = self.attributes(proto, place)
+        if self.functions and (key := (domain, proto.op_type, proto.overload)) in self.functions:
             self.call(proto, key, inputs, attrs, place, out)
             return
-        outputs = tuple(place.scope.names[name] if name else "" for name in proto.output)
+        names = place.scope.names
+        outputs = tuple([names[name] if name else "" for name in proto.output])
         name = _join(place.prefix, proto.name) if proto.name else ""
-        out.append(Node(proto.op_type, inputs, outputs, attrs, name, domain, self.version(domain, place, who)))
+        version = place.opsets.get(domain)
+        if version is None:
+            version = self.version(domain, place, _who(proto))
+        out.append(Node(proto.op_type, inputs, outputs, attrs, name, domain, version))
 
     def spend(self, count: int, place: _Place) -> None:
         """Count what is made from function bodies: it may be far more than the file holds."""
@@ -303,16 +313,18 @@ class _Reader:
             )
         return version
 
-    def attributes(self, proto: Any, place: _Place, who: str) -> dict[str, Any]:
+    def attributes(self, proto: Any, place: _Place) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for attribute in proto.attribute:
             name, source = attribute.name, attribute.ref_attr_name
             if not name or name in out:
-                raise ModelError(f"{who} has {f'two attributes {name!r}' if name else 'an attribute without a name'}")
+                what = f"two attributes {name!r}" if name else "an attribute without a name"
+                raise ModelError(f"{_who(proto)} has {what}")
             if not source:
-                out[name] = self.attribute(attribute, place, who)
+                found = self.converted.get(id(attribute))  # most are shared, and met before
+                out[name] = self.attribute(attribute, place, _who(proto)) if found is None else found
             elif place.attrs is None:
-                raise ModelError(f"attribute '{name}' of {who} refers to '{source}', and it is in no function")
+                raise ModelError(f"attribute '{name}' of {_who(proto)} refers to '{source}', and it is in no function")
             elif source in place.attrs:  # else the caller left it out: the operator's default holds
                 out[name] = place.attrs[source]
         return out
@@ -355,7 +367,7 @@ class _Reader:
         for node in function.node:
             self.node(node, inner, out)
         for formal, actual in copies:
-            value = self.find(formal, inner, "the output list")
+            value = self.find(formal, inner, None, "the output list")
             if not value:
                 raise ModelError(f"function {title} returns its input '{formal}', which a call leaves out")
             out.append(Node("Identity", (value,), (actual,), version=self.version("", inner, title)))
@@ -390,6 +402,11 @@ class _Reader:
         who = f"function {title}"
         out = {name: self.attribute(a, blank, who) for name, a in defaults.items() if name not in attrs}
         return {**out, **attrs}
+
+
+def _who(node: Any) -> str:
+    """How messages name a NodeProto."""
+    return f"{node.op_type} '{node.name or next(filter(None, node.output), '')}'"
 
 
 def _join(prefix: str, name: str) -> str:

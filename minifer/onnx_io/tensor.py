@@ -45,28 +45,28 @@ def read_tensor(proto: Any, files: ExternalFiles | None = None, who: str = "") -
     except UnsupportedError as error:
         raise UnsupportedError(f"{who}: {error}") from None
     shape = _shape(proto.dims, who)
+    count = math.prod(shape)
     if proto.has("segment"):
         raise UnsupportedError(f"{who} is stored in segments, which no version of ONNX defines further")
     if dtype == "string":
-        array = _strings(proto, math.prod(shape), who)
+        array = _strings(proto, count, who)
     elif proto.data_location == EXTERNAL:
         entries = {e.key: e.value for e in proto.external_data}
-        size = _stored_bytes(dtype, math.prod(shape))
-        array = _from_raw((files or ExternalFiles()).read(entries, size, who), dtype, math.prod(shape), who)
+        array = _from_raw((files or ExternalFiles()).read(entries, _stored_bytes(dtype, count), who), dtype, count, who)
     elif len(proto.raw_data):
-        array = _from_raw(proto.raw_data, dtype, math.prod(shape), who)
+        array = _from_raw(proto.raw_data, dtype, count, who)
     else:
-        array = _from_typed(proto, dtype, math.prod(shape), who)
+        array = _from_typed(proto, dtype, count, who)
     array.flags.writeable = False
     return array.reshape(shape)
 
 
 def _shape(dims: Any, who: str) -> tuple[int, ...]:
-    if any(d < 0 for d in dims[:32]):
+    if dims and min(dims[:32]) < 0:
         raise ModelError(f"{who} has a negative dimension: {list(dims[:32])}")
     if len(dims) > 32:  # what every NumPy can hold
         raise UnsupportedError(f"{who} has {len(dims)} dimensions; 32 are allowed")
-    if math.prod(d for d in dims if d) > 2**58:
+    if math.prod(filter(None, dims)) > 2**58:
         raise ModelError(f"{who} has the shape {list(dims)}, larger than any memory")
     return tuple(dims)
 

@@ -33,7 +33,7 @@ class Message:
     """A decoded message. Fields are attributes; one that the file does not hold reads as its default."""
 
     by_name: ClassVar[dict[str, Field]] = {}
-    by_key: ClassVar[dict[int, Field]] = {}
+    by_key: ClassVar[dict[int, Way]] = {}
     numbers: ClassVar[dict[int, str]] = {}
     shared: ClassVar[bool] = False  # equal ones may be one object
 
@@ -59,6 +59,14 @@ class Field:
         self.message: Any = None  # the class, where the value is a message
         self.read: Callable[..., Any] | None = None
         self.head = b""  # the key, encoded
+
+    def way(self) -> Way:
+        """What reading needs of it."""
+        return self.name, self.wire, self.read, self.message, self.repeated, self.spread
+
+
+#: name, wire type, how to read a value, class of a message, repeated, spread: one look-up for each field of a file
+Way = tuple[str, int, Callable[..., Any] | None, Any, bool, bool]
 
 
 def _signed64(value: int) -> int:
@@ -148,7 +156,7 @@ def _add_field(kinds: dict, owner: type[Message], number: str, name: str, kind: 
     owner.by_name[name] = ways[0]
     for way in ways:
         way.head = encode_varint(n << 3 | way.wire)
-        owner.by_key[n << 3 | way.wire] = way
+        owner.by_key[n << 3 | way.wire] = way.way()
     setattr(owner, name, () if repeated else default)
 
 
@@ -201,13 +209,13 @@ class _Decoder:
             at += 1
             if key > 0x7F:
                 key, at = varint(data, start, end)
-            field = known.get(key)
-            if field is None:
+            way = known.get(key)
+            if way is None:
                 at = self.skip(type(message), key, start, at, end)
                 continue
-            name, read = field.name, field.read
+            name, wire, read, kind, repeated, spread = way
             value: Any
-            if field.wire == LENGTH:
+            if wire == LENGTH:
                 size = data[at] if at < end else 0x80
                 if size < 0x80 and at + size < end:  # the usual case, spelled out for speed
                     at += 1
@@ -216,20 +224,20 @@ class _Decoder:
                     stop, at = self.extent(at, end)
                 if read is not None:
                     value = read(data, at, stop)
-                elif not field.repeated and name in values:  # a second part of one message: merge
-                    value = deepcopy(values[name]) if field.message.shared else values[name]
+                elif not repeated and name in values:  # a second part of one message: merge
+                    value = deepcopy(values[name]) if kind.shared else values[name]
                     self.message(value, at, stop, depth + 1)
-                elif field.message.shared and size < 0x80:
+                elif kind.shared and size < 0x80:
                     raw = bytes(data[at:stop])
                     value = self.shared.get(raw)
-                    if type(value) is not field.message:
-                        value = self.shared[raw] = new(field.message)
+                    if type(value) is not kind:
+                        value = self.shared[raw] = new(kind)
                         self.message(value, at, stop, depth + 1)
                 else:
-                    value = new(field.message)
+                    value = new(kind)
                     self.message(value, at, stop, depth + 1)
                 at = stop
-            elif field.wire == VARINT:
+            elif wire == VARINT:
                 start = at
                 value = data[at] if at < end else 0x80
                 if value < 0x80:
@@ -238,16 +246,16 @@ class _Decoder:
                     value, at = varint(data, at, end)
                 value = data[start:at] if read is None else read(value)
             else:
-                stop = at + (4 if field.wire == FIXED32 else 8)
+                stop = at + (4 if wire == FIXED32 else 8)
                 if stop > end:
                     raise ModelError(f"byte {at}: the file ends within a number; it is truncated or corrupt")
                 value = data[at:stop] if read is None else read(data, at)[0]
                 at = stop
-            if not field.repeated:
+            if not repeated:
                 values[name] = value
             elif name not in values:
-                values[name] = value if field.spread else [value]
-            elif field.spread:
+                values[name] = value if spread else [value]
+            elif spread:
                 values[name] += value
             else:
                 values[name].append(value)

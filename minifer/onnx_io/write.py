@@ -8,7 +8,6 @@ an import of its own, which `read_model` (and every other reader) puts back in i
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ def _encoded(writer: _Writer) -> tuple[list[Any], int]:
 
 
 def _write_file(path: Path, parts: Iterable[Any]) -> None:
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    scratch = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         with open(scratch, "xb") as file:
             file.writelines(parts)

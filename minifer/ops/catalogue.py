@@ -6,7 +6,6 @@ source files. Without it, or for an operator that it does not name, all families
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 
@@ -25,28 +24,28 @@ def _path(folder: str) -> str:
             if entry.name.endswith((".py", ".pyc")):
                 status = entry.stat()
                 stamp.update(f"{entry.name} {status.st_size} {status.st_mtime_ns};".encode())
-    return os.path.join(store.user_cache(), f"operators-{stamp.hexdigest()[:20]}.json")
+    return os.path.join(store.user_cache(), f"operators-{stamp.hexdigest()[:20]}.txt")
 
 
 def read(folder: str) -> dict[Key, list[str]]:
     """(domain, operator) -> modules that register it; empty where nothing is kept or it cannot be read."""
     try:
         with open(_path(folder), encoding="utf-8") as file:
-            listed = json.load(file)
-        return {(domain, name): [str(m) for m in modules] for domain, name, modules in listed}
-    except (OSError, ValueError, TypeError):
+            lines = [line.split("\t") for line in file.read().splitlines()]
+        return {(domain, name): modules for domain, name, *modules in lines}
+    except (OSError, ValueError):
         return {}
 
 
 def write(folder: str, found: Mapping[Key, Iterable[str]]) -> None:
     """Keep a catalogue for the next process; a cache that cannot be written is left alone."""
-    listed = [[domain, name, sorted(modules)] for (domain, name), modules in sorted(found.items())]
+    lines = ["\t".join((*key, *sorted(modules))) + "\n" for key, modules in sorted(found.items())]
     try:
         path = _path(folder)
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         temporary = f"{path}.{os.getpid()}"
         with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(listed, file)
+            file.writelines(lines)
         os.replace(temporary, path)
     except OSError:
         pass

@@ -16,8 +16,7 @@ import numpy as np
 from minifer.errors import ShapeError
 from minifer.ir import Dim, TensorType
 from minifer.ops.lower_conv import lower_conv
-from minifer.ops.lower_integer import lower_conv_integer, lower_qlinear_conv
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import Fail
 from minifer.ops.window import Window, slide, wide, window_of_call
 
@@ -228,7 +227,7 @@ register(
         since=10,
         infer=lambda call: TensorType("int32", conv_shape(call, 0, 1, None)),
         reference=_conv_integer,
-        lower=lower_conv_integer,
+        lower=deferred("lower_integer", "lower_conv_integer"),
     )
 )
 
@@ -265,6 +264,6 @@ register(
         since=10,
         infer=lambda call: TensorType(call.dtype(7), conv_shape(call, 0, 3, 8)),
         reference=_qlinear_conv,
-        lower=lower_qlinear_conv,
+        lower=deferred("lower_integer", "lower_qlinear_conv"),
     )
 )

@@ -113,7 +113,7 @@ def broadcast_strides(shape: Sequence[int], scores: Sequence[int]) -> tuple[int,
     if len(shape) > 4 or any(a not in (1, b) for a, b in zip(reversed(shape), reversed(scores))):
         return None
     full = (1,) * (4 - len(shape)) + tuple(shape)
-    strides = [int(np.prod(full[axis + 1 :], dtype=np.int64)) if full[axis] > 1 else 0 for axis in range(4)]
+    strides = [math.prod(full[axis + 1 :]) if full[axis] > 1 else 0 for axis in range(4)]
     return tuple(strides)
 
 
@@ -214,7 +214,7 @@ def lower_attention(low: Any) -> Declined | None:
 def rotate(low: Any, batch: int, x: Heads, y: Heads, caches: tuple[int, int], places: Any, at: Any, **how: Any) -> None:
     """y = x rotated by the angles in the inputs `caches`. `at`: see kernels/rotary.py; how: interleaved, clamped."""
     cos = low.input(caches[0])
-    limit, half = int(np.prod(low.shape(caches[0])[:-1])), low.shape(caches[0])[-1]
+    limit, half = math.prod(low.shape(caches[0])[:-1]), low.shape(caches[0])[-1]
     t = rotary.table(
         batch, x.count, x.rows, x.size, half, how.get("interleaved", 0), limit, x.where, y.where, at,
         how.get("clamped", False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from minifer.ops.shapes import wrap_axis
 
 
 def _size(dims: Any) -> int:
-    return int(np.prod(dims, dtype=np.int64))
+    return math.prod(dims)
 
 
 # ---------------------------------------------------------------- Where, Trilu

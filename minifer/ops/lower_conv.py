@@ -43,18 +43,18 @@ def lower_conv(low: Any) -> Declined | None:
     )  # fmt: skip
     groups, channels, filters = low.attr("group", 1), x_shape[1], w_shape[0]
     if groups == channels == filters and groups > 1:
-        low.note("depthwise: each channel has its own filter")
+        low.note(lambda: "depthwise: each channel has its own filter")
         _depthwise(low, window, channels)
         return None
     pointwise = groups == 1 and {*window.kernel, *window.strides} == {1} and not any(map(any, window.pads))
     if pointwise:
-        low.note("gemm: with one tap, pixels by channels are a matrix as they lie")
+        low.note(lambda: "gemm: with one tap, pixels by channels are a matrix as they lie")
         _pointwise(low, filters)
         return None
     plain = rank == 2 and groups == 1 and window.kernel == (3, 3) and {*window.dilations} == {1}
     stride = window.strides[0] if plain and window.strides in ((1, 1), (2, 2)) else 0
     size = winograd_size(x_shape[0], channels, filters, window.out, stride) if stride else 0
-    low.note(_reason(x_shape[0], channels, filters, window.out, stride, size))
+    low.note(lambda: _reason(x_shape[0], channels, filters, window.out, stride, size))
     if size:
         _winograd(low, window, filters, size, stride)
     else:
@@ -230,7 +230,7 @@ def _depthwise(low: Any, window: Window, channels: int) -> None:
 def _pointwise(low: Any, filters: int) -> None:
     """A 1x1 convolution is a matrix product as it stands: pixels by channels times channels by filters."""
     shape = low.shape(0)
-    rows, channels = shape[0] * int(np.prod(shape[2:], dtype=np.int64)), shape[1]
+    rows, channels = shape[0] * math.prod(shape[2:]), shape[1]
     x = low.input(0, CHANNELS_LAST)
     tail = _tail(low, filters)
     y = low.output(0, CHANNELS_LAST)

@@ -6,6 +6,7 @@ bfloat16 are computed in float32, narrow integers in int32, uint32 in int64, and
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -286,8 +287,16 @@ def widened_operand(low: Any, given: Operand, i: int | None = None) -> Operand:
 
 def table_of(a: Operand, b: Operand, dims: Sequence[int], layout: str) -> np.ndarray | None:
     """The kernels' table for broadcasting two operands; None where the kernels cannot do it."""
-    table = broadcast_table(memory_shape(dims, layout), a.strides(dims, layout), b.strides(dims, layout))
-    return None if table is None or table[1:, -1].max() > 1 else table
+    return _table(*map(tuple, (memory_shape(dims, layout), a.strides(dims, layout), b.strides(dims, layout))))
+
+
+@functools.lru_cache(512)  # a graph asks for few different ones, each many times
+def _table(sizes: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> np.ndarray | None:
+    table = broadcast_table(sizes, a, b)
+    if table is None or table[1:, -1].max() > 1:
+        return None
+    table.flags.writeable = False
+    return table
 
 
 def operands(low: Any, indices: Sequence[int], dims: Sequence[tuple[int, ...]] | None = None):

@@ -5,6 +5,7 @@ Indices that are known while planning and evenly spaced make a Gather a slice, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ INDEX_BYTES = {"int32": 4, "int64": 8}
 
 
 def _size(dims: Sequence[int]) -> int:
-    return int(np.prod(dims, dtype=np.int64))
+    return math.prod(dims)
 
 
 def _no_index(low: Any, i: int) -> Declined | None:

@@ -6,6 +6,7 @@ zero points may be constants or known at run time alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ MOST_PRODUCTS = 64
 
 def count(shape: Sequence[int]) -> int:
     """Elements of a shape."""
-    return int(np.prod(shape, dtype=np.int64))
+    return math.prod(shape)
 
 
 def flip(dtype: str) -> int:

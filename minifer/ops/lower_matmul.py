@@ -6,6 +6,7 @@ only the run knows (attention) goes to the batched kernel, which packs panels as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def lower_matmul(low: Any) -> Declined | None:
     b_shape = (*b_shape, 1) if len(b_shape) == 1 else b_shape
     m, k, n = a_shape[-2], a_shape[-1], b_shape[-1]
     if low.value(1) is not None and all(d == 1 for d in b_shape[:-2]):
-        rows = int(np.prod(a_shape[:-1], dtype=np.int64))
+        rows = math.prod(a_shape[:-1])
         product(low, low.input(0), (), lambda b: np.asarray(b).reshape(k, n), rows, n, k, None)
         return None
     batch = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
@@ -47,7 +48,7 @@ def lower_matmul(low: Any) -> Declined | None:
 def _offsets(shape: tuple[int, ...], batch: tuple[int, ...]) -> np.ndarray:
     """Where the matrix of each product of the batch begins, in elements."""
     size = shape[-2] * shape[-1]
-    count = int(np.prod(shape[:-2], dtype=np.int64))
+    count = math.prod(shape[:-2])
     starts = (np.arange(count, dtype=np.int64) * size).reshape(shape[:-2])
     return np.broadcast_to(starts, batch).reshape(-1)
 

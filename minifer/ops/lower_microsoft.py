@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ def lower_quick_gelu(low: Any) -> Declined | None:
 def _turned(low: Any, i: int, side: str) -> tuple[list[int], list[int]]:
     """Dimensions and strides of an operand after its transpositions."""
     shape = list(low.shape(i))
-    strides = [int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape))]
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     if len(shape) > 2 and low.attr(f"transBatch{side}", 0):  # the first axis stands for the rows
         order = [*range(1, len(shape) - 1), 0, len(shape) - 1]
         shape, strides = [shape[a] for a in order], [strides[a] for a in order]
@@ -88,7 +89,7 @@ def lower_fused_matmul(low: Any) -> Declined | None:
     if a_strides[-1] != 1 and k > 1:
         if low.attr("transBatchA", 0) and len(a_shape) > 2:
             return Declined("no matrix product kernel for an operand transposed as well as turned")
-        count = int(np.prod(a_shape[:-2], dtype=np.int64))
+        count = math.prod(a_shape[:-2])
         flipped = low.scratch(4 * a.size, "float32")
         low.call(move.transpose_matrices["u32"], a, flipped, count, k, m)
         a, a_strides = flipped, [*a_strides[:-2], k, 1]
@@ -100,7 +101,7 @@ def lower_fused_matmul(low: Any) -> Declined | None:
             b = b.T if flip else b
             return b * np.float32(alpha) if alpha != 1 else b
 
-        rows = m * int(np.prod(batch, dtype=np.int64))
+        rows = m * math.prod(batch)
         product(low, a, (alpha, flip), matrix, rows, n, k, None)
         return None
     offsets = np.stack([_starts(s[:-2], t[:-2], batch) for s, t in ((a_shape, a_strides), (b_shape, b_strides))], 1)

@@ -270,7 +270,7 @@ def lower_group_query_attention(low: Any) -> Declined | None:
     declined = _group_rules(low, rules, batch, heads, length)
     if declined is not None:
         return declined
-    if int(np.prod(low.shape(5))) != batch:
+    if math.prod(low.shape(5)) != batch:
         return Declined("seqlens_k does not have one number per batch entry")
     limit = room if not low.has(10) else min(room, low.shape(10)[3])
     spans = counted_spans(low, 5, batch, more=1, queries=length, limit=limit, floor=0)
@@ -312,7 +312,7 @@ def _positions(low: Any, i: int, batch: int, length: int) -> tuple[Any, tuple[in
     """The positions in input `i`: one for each row, or that of the first."""
     if low.dtype(i) == "int64" and low.shape(i) == (batch, length):
         return low.input(i), (length, 1, 0)
-    if low.dtype(i) == "int64" and int(np.prod(low.shape(i))) == 1:
+    if low.dtype(i) == "int64" and math.prod(low.shape(i)) == 1:
         return low.input(i), (0, 0, 1)
     return Declined(f"position_ids of shape {list(low.shape(i))}; [1] or {[batch, length]} is needed")
 

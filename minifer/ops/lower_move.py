@@ -10,6 +10,7 @@ operators stays channels-last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -249,7 +250,7 @@ def _joint_layout(low: Any, count: int, rank: int) -> str:
     sizes = {PLAIN: 0, CHANNELS_LAST: 0}
     for i in range(count):
         if low.value(i) is None:
-            sizes[resting(low, i)] += int(np.prod(low.shape(i), dtype=np.int64))
+            sizes[resting(low, i)] += math.prod(low.shape(i))
     return CHANNELS_LAST if sizes[CHANNELS_LAST] > sizes[PLAIN] else PLAIN
 
 
@@ -263,7 +264,7 @@ def join(low: Any, axis: int) -> Declined | None:
     at = order.index(axis)
     slots = [low.input(i, layout) for i in range(count)]
     target = low.output(0, layout)
-    rows = int(np.prod(target.shape[:at], dtype=np.int64))
+    rows = math.prod(target.shape[:at])
     runs = [slot.nbytes // rows for slot in slots]
     unit = next(u for u in (4, 2, 1) if not any(r % u for r in runs))
     if all(r == 8 for r in runs):

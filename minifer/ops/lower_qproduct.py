@@ -7,16 +7,20 @@ What does not fit returns None, and the general lowering of lower_integer.py doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from minifer.kernels import activation, qproduct, unary
+from minifer import dtypes
+from minifer.kernels import activation, qproduct, quads, unary
 from minifer.kernels.simd import MR, NR
+from minifer.kernels.target import host
 from minifer.ops.registry import CHANNELS_LAST, PLAIN
 
-KERNELS = {"uint8": qproduct.product_u8, "int8": qproduct.product_i8}
+#: by the element type of the results; those of quads.py where the machine multiplies bytes
+KERNELS = {"uint8": qproduct.product_u8, "int8": qproduct.product_i8, "float32": qproduct.product_f32}
+QUADS = {"uint8": quads.quads_u8, "int8": quads.quads_i8, "float32": quads.quads_f32}
 INFINITY = float("inf")
 RANGE = {"uint8": (0, 255), "int8": (-128, 127)}
 
@@ -40,17 +44,44 @@ def flip(dtype: str) -> int:
     return 0x80 if dtype == "int8" else 0
 
 
+def packed(low: Any, i: int, key: Any, groups: int, filters_first: Callable[[np.ndarray], np.ndarray]) -> tuple:
+    """The weights as the kernel wants them: one slot, or two for quads. filters_first: makes ONNX conv weights."""
+    if not host().bytes_at_once or not quads.worth(filters_first(low.value(i)), groups):
+        return (low.pack(i, ("int8 dense", key, int(NR)), lambda v: qproduct.pack(filters_first(v), groups)),)
+    made: list[np.ndarray] = []
+
+    def part(which: int, value: np.ndarray) -> np.ndarray:
+        if not made:
+            made.extend(quads.pack(filters_first(value), groups))
+        return made[which]
+
+    parts = ("data", "table")
+    return tuple(low.pack(i, ("quads", name, key), lambda v, j=j: part(j, v)) for j, name in enumerate(parts))
+
+
 def call(
-    low: Any, kernel: Any, x: Any, zero: Any, weight: Any, columns: Sequence[np.ndarray], end: Any, residual: Any,
-    y: Any, g: np.ndarray, sign: int, mode: int, tail: Sequence[Any],
+    low: Any, x: Any, zero: Any, weight: tuple, columns: Sequence[np.ndarray], end: Any, residual: Any, y: Any,
+    geometry: tuple[Any, ...], sign: int, mode: int, tail: Sequence[Any],
 ) -> None:  # fmt: skip
-    """Add the kernel call; columns: bias and factors, one for each filter."""
+    """Add the kernel call; columns: bias and factors, one for each filter; geometry: the arguments of `geometry`."""
+    sizes: tuple[tuple[str, int], ...]
+    if len(weight) == 2:
+        g, kernel = quads.geometry(*geometry, low.threads), QUADS[y.dtype]
+        sizes = (("uint8", quads.block_bytes(g)), ("int32", quads.strip_words(g)))
+    else:
+        g, kernel = qproduct.geometry(*geometry, low.threads), KERNELS[y.dtype]
+        sizes = (("int16", qproduct.block_elements(g)), ("int32", int(MR) * int(NR) + 8))
     filters = int(g[qproduct.FILTERS])
-    a = low.scratch(2 * low.threads * qproduct.block_elements(g), "int16")
-    strip = low.scratch(4 * low.threads * (int(MR) * int(NR) + 8), "int32")
     bias, factors = (low.const(qproduct.padded(v, filters)) for v in columns)
-    slots = (x, zero, weight, bias, factors, end, residual, y, a, strip, low.const(g))
+    scratch = [low.scratch(low.threads * count * dtypes.bits(dtype) // 8, dtype) for dtype, count in sizes]
+    slots = (x, zero, *weight, bias, factors, end, residual, y, *scratch, low.const(g))
     low.call(kernel, *slots, sign, mode, *tail)
+
+
+def of_product(m: int, n: int, k: int) -> tuple[Any, ...]:
+    """The arguments of `geometry` for a matrix product (m, k) @ (k, n)."""
+    one, none = (1, 1, 1), (0, 0, 0)
+    return 1, k, n, 1, (1, 1, m), (1, 1, m), one, one, none, one
 
 
 # ---------------------------------------------------------------- results of bytes
@@ -135,14 +166,13 @@ def quantised_conv(low: Any, spatial: Sequence[Sequence[int]], groups: int) -> b
     factors, bias = factors_of(low, 1, 4, 6, filters), integer_bias(low, 8, filters)
     if factors is None or bias is None or not symmetric(low, 3, 5) or number(low, 7) is None:
         return False
-    g = qproduct.geometry(batch, channels, filters, groups, *spatial, low.threads)
     x = low.input(0, CHANNELS_LAST)
-    weight = low.pack(3, ("int8 dense", groups, int(NR)), lambda v: qproduct.pack(v, groups))
+    weight = packed(low, 3, groups, groups, lambda v: v)
     zero, sign = low.input(2), flip(low.dtype(0))
     end, residual, mode = quantised_end(low, 7, number(low, 6), CHANNELS_LAST)
     y = low.output(0, CHANNELS_LAST)
-    tail = (0.0, 0.0)
-    call(low, KERNELS[y.dtype], x, zero, weight, (bias, factors), low.const(end), residual, y, g, sign, mode, tail)
+    geometry = (batch, channels, filters, groups, *spatial)
+    call(low, x, zero, weight, (bias, factors), low.const(end), residual, y, geometry, sign, mode, (0.0, 0.0))
     return True
 
 
@@ -157,21 +187,20 @@ def quantised_product(
         return False
     if number(low, scale_at + 1) is None or low.shape(2) not in ((), (1,)) or alpha != 1.0:
         return False
-    g = qproduct.product_geometry(m, n, k, low.threads)
     x, zero, sign = low.input(0), low.input(2), flip(low.dtype(0))
     weight = _packed(low, 3, flipped)
     end, residual, mode = quantised_end(low, scale_at + 1, number(low, scale_at), PLAIN)
     y = low.output(0)
-    tail = (0.0, 0.0)
-    call(low, KERNELS[y.dtype], x, zero, weight, (bias, factors), low.const(end), residual, y, g, sign, mode, tail)
+    geometry = of_product(m, n, k)
+    call(low, x, zero, weight, (bias, factors), low.const(end), residual, y, geometry, sign, mode, (0.0, 0.0))
     return True
 
 
-def _packed(low: Any, i: int, flipped: bool) -> Any:
-    return low.pack(
-        i, ("int8 dense matrix", flipped, int(NR)),
-        lambda v: qproduct.pack(np.ascontiguousarray(v if flipped else v.reshape(v.shape[-2:]).T), 1),
-    )  # fmt: skip
+def _packed(low: Any, i: int, flipped: bool) -> tuple:
+    def filters_first(b: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(b if flipped else b.reshape(b.shape[-2:]).T)
+
+    return packed(low, i, ("matrix", flipped), 1, filters_first)
 
 
 # ---------------------------------------------------------------- results of floats
@@ -191,14 +220,13 @@ def float_product(
     tail = low.epilogue(rank - 1 if rank and low.out_shape()[-1] == n else None)
     if tail.bias is not None:
         bias = bias + tail.bias
-    g = qproduct.product_geometry(m, n, k, low.threads)
     residual = tail.residual_slot(low, PLAIN)
     y = low.output(0)
     bounds = (tail.first, tail.second) if tail.code == activation.CLAMP else (-INFINITY, INFINITY)
     columns = (np.broadcast_to(bias, (n,)).astype(np.float32), np.broadcast_to(factors.reshape(-1), (n,)))
     mode = 0 if residual is None else qproduct.FULL
     weight = _packed(low, b, False)
-    call(low, qproduct.product_f32, x, zero, weight, columns, scale, residual, y, g, sign, mode, bounds)
+    call(low, x, zero, weight, columns, scale, residual, y, of_product(m, n, k), sign, mode, bounds)
     if tail.code != activation.CLAMP:  # its constants would take registers from the product
         low.call(unary.activation, y, y, m * n, tail.code, tail.first, tail.second)
     return True

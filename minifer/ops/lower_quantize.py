@@ -5,6 +5,7 @@ They stay in the layout that their input lies in: quantised convolutions run cha
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,14 @@ def lower_dequantize(low: Any) -> Declined | None:
 
 
 def _by_runs(low: Any, kernel: Any) -> Declined | None:
-    block, size = low.attr("block_size", 0), int(np.prod(low.shape(1), dtype=np.int64))
+    block, size = low.attr("block_size", 0), math.prod(low.shape(1))
     rank = max(len(low.shape(0)), 1)
     if not -rank <= low.attr("axis", 1) < rank and size > 1 and rank > 1:
         return Declined("the axis is out of range")
     layout = PLAIN if block and size > 1 else layout_of(low, 0)
     x = low.input(0, layout)
     runs = _runs(x.shape, _memory_axis(low, layout), size, block)
-    if runs is None or (low.has(2) and int(np.prod(low.shape(2), dtype=np.int64)) != size):
+    if runs is None or (low.has(2) and math.prod(low.shape(2)) != size):
         return Declined(f"no kernel for scales of shape {low.shape(1)} and blocks of {block}")
     scale, zero = low.input(1), low.input(2) if low.has(2) else None
     low.call(kernel, x, scale, zero, low.output(0, layout), x.size, *runs, int(zero is not None))
@@ -69,10 +70,10 @@ def _memory_axis(low: Any, layout: str) -> int:
 def _runs(shape: tuple[int, ...], axis: int, scales: int, block: int) -> tuple[int, ...] | None:
     """(rows, length, repeat, wrap, step, varying) of kernels/quantize.py; None where the scales do not fit."""
     if scales == 1:
-        return piece_count(int(np.prod(shape, dtype=np.int64))), PIECE, 1, 1, 0, 0
+        return piece_count(math.prod(shape)), PIECE, 1, 1, 0, 0
     if not shape:
         return None
-    outer, size, inner = (int(np.prod(s, dtype=np.int64)) for s in (shape[:axis], shape[axis], shape[axis + 1 :]))
+    outer, size, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
     if block:
         if size % block or scales * block != outer * size * inner:
             return None

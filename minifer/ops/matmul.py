@@ -13,7 +13,6 @@ import numpy as np
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType, Type
 from minifer.ops.cast import convert
-from minifer.ops.lower_integer import lower_matmul_integer, lower_qlinear_matmul
 from minifer.ops.lower_matmul import lower_gemm, lower_matmul
 from minifer.ops.numeric import (
     FLOATS,
@@ -30,7 +29,7 @@ from minifer.ops.numeric import (
     widen,
 )
 from minifer.ops.quantize import QUANTIZED, quantized
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import broadcast
 
 _BYTES = ("int8", "uint8")
@@ -302,5 +301,7 @@ register(Op("Gemm", since=7, infer=_gemm_types, reference=_gemm_7, lower=lower_g
 register(Op("Gemm", since=11, infer=_gemm_types, reference=_gemm, lower=lower_gemm))
 register(Op("Einsum", since=12, infer=_einsum_types, reference=_einsum))
 register(Op("Det", since=11, infer=_det_types, reference=_det))
-register(Op("MatMulInteger", since=10, infer=_integer_types, reference=integer_product, lower=lower_matmul_integer))
-register(Op("QLinearMatMul", since=10, infer=_quantized_types, reference=_quantized_matmul, lower=lower_qlinear_matmul))
+register(Op("MatMulInteger", since=10, infer=_integer_types, reference=integer_product,
+            lower=deferred("lower_integer", "lower_matmul_integer")))  # fmt: skip
+register(Op("QLinearMatMul", since=10, infer=_quantized_types, reference=_quantized_matmul,
+            lower=deferred("lower_integer", "lower_qlinear_matmul")))  # fmt: skip

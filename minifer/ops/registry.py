@@ -19,10 +19,9 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -126,62 +125,55 @@ class Op:
     domain: str = ""
     deterministic: bool = True  # False: never folded, never merged with an equal node
     ignore: tuple[str, ...] = ()  # attributes that carry no meaning here (training hints, legacy)
-    _parameters: frozenset[str] = field(default=frozenset(), init=False, repr=False)
-    _any_attribute: bool = field(default=False, init=False, repr=False)
-    _wants_context: bool = field(default=False, init=False, repr=False)
-    _arity: tuple[int, int | None] = field(default=(0, None), init=False, repr=False)  # fewest and most inputs
-    _needed: frozenset[str] = field(default=frozenset(), init=False, repr=False)  # attributes without a default
-    _defaults: Mapping[str, Any] = field(default_factory=dict, init=False, repr=False)  # of the other attributes
 
     def __post_init__(self) -> None:
-        parameters = _parameters(self.reference)
-        keyword = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-        names = frozenset(p.name for p in keyword)
-        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        least = sum(p.default is p.empty for p in positional)
-        most = None if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional)
-        needed = frozenset(p.name for p in keyword if p.default is p.empty) - {"ctx"}
-        defaults = {p.name: p.default for p in keyword if p.default is not p.empty and p.default is not None}
-        object.__setattr__(self, "_parameters", names - {"ctx"})
-        object.__setattr__(self, "_any_attribute", any(p.kind is p.VAR_KEYWORD for p in parameters))
-        object.__setattr__(self, "_wants_context", "ctx" in names)
-        object.__setattr__(self, "_arity", (least, most))
-        object.__setattr__(self, "_needed", needed)
-        object.__setattr__(self, "_defaults", defaults)
+        if not callable(self.reference):
+            raise TypeError(f"the reference of {self.name} is a {type(self.reference).__name__}, not a function")
         for rule in ("infer", "known"):
             if getattr(self, rule) is not None:
                 object.__setattr__(self, rule, _guarded(getattr(self, rule)))
 
+    @functools.cached_property
+    def _form(self) -> _Form:
+        """What a node may carry; found on first use, as most operators are registered in vain."""
+        return _Form(self.reference)
+
     def check(self, node: Node) -> None:
         """Raise ModelError where a node has more or fewer inputs than the operator takes, no output, an attribute that
         the operator does not know or that has another type, or lacks one that it must have."""
-        least, most = self._arity
+        form = self._form
+        least, most = form.least, form.most
         count = len(node.inputs)
         if count < least or (most is not None and count > most):
             wanted = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
             raise ModelError(f"{node.label} has {count} inputs, and {self.name}-{self.since} takes {wanted}")
         if most is not None and "" in node.inputs[:least]:
             raise ModelError(f"{node.label} leaves out input {node.inputs.index('')}, which it must have")
-        attrs = node.attrs.keys() - set(self.ignore)
-        if not self._any_attribute and not self._parameters.issuperset(attrs):
-            unknown = ", ".join(sorted(attrs - self._parameters))
+        attrs = self._meant(node)
+        if not form.any_attribute and not form.attributes.issuperset(attrs):
+            unknown = ", ".join(sorted(attrs.keys() - form.attributes))
             raise ModelError(f"{node.label} has an attribute that {self.name}-{self.since} does not know: {unknown}")
-        if missing := self._needed - attrs:
-            raise ModelError(f"{node.label} lacks the attribute {', '.join(sorted(missing))}, which it must have")
+        if not form.needed.issubset(attrs):
+            missing = ", ".join(sorted(form.needed - attrs.keys()))
+            raise ModelError(f"{node.label} lacks the attribute {missing}, which it must have")
         if not node.outputs:
             raise ModelError(f"{node.label} has no output")
-        for name in attrs:
-            types = _wanted_type(name, self._defaults.get(name))
-            if not isinstance(node.attrs[name], types):
-                kind = type(node.attrs[name]).__name__
+        for name, value in attrs.items():
+            types = form.types.get(name, _ANY)
+            if not isinstance(value, types):
+                kind = type(value).__name__
                 raise ModelError(f"{node.label} has a {kind} as attribute {name}, and {types[0].__name__} is needed")
+
+    def _meant(self, node: Node) -> dict[str, Any]:
+        """The attributes of a node that carry a meaning here."""
+        return {k: v for k, v in node.attrs.items() if k not in self.ignore}
 
     def call(self, ctx: Context, inputs: Sequence[Any]) -> list[Any]:
         """Run the reference; returns one value per output. Any exception becomes an error that names the node."""
         node = ctx.node
         self.check(node)
-        attrs = {k: v for k, v in node.attrs.items() if k not in self.ignore}
-        if self._wants_context:
+        attrs = self._meant(node)
+        if self._form.wants_context:
             attrs["ctx"] = ctx
         try:
             with np.errstate(all="ignore"):
@@ -203,16 +195,18 @@ class Op:
     def _results(self, node: Node, result: Any, inputs: Sequence[Any]) -> list[Any]:
         """What a reference returned as a list with an entry for each output that the node asks for."""
         results = list(result) if isinstance(result, tuple) else [result]
-        wanted = max((i + 1 for i, n in enumerate(node.outputs) if n), default=0)
+        wanted = len(node.outputs)
+        while wanted and not node.outputs[wanted - 1]:
+            wanted -= 1
         if len(results) < wanted:
             raise ModelError(f"{node.label} asks for {wanted} outputs, and its operator gives {len(results)}")
         for i, value in enumerate(results[:wanted]):
-            if not isinstance(value, np.ndarray | np.generic | list | dict | SparseTensor | None):
+            if not isinstance(value, _RESULTS):
                 raise InputError(
                     f"{node.label}({_kinds(inputs)}): the operator's function returned a {type(value).__name__} as "
                     f"output {i}; it must return arrays (one, or a tuple with one per output)"
                 )
-            if isinstance(value, np.ndarray | np.generic):
+            if isinstance(value, _ARRAYS):
                 try:
                     dtypes.from_numpy(value.dtype)
                 except UnsupportedError as error:
@@ -228,15 +222,37 @@ def _read_only(value: Any) -> Any:
     return value
 
 
-def _wanted_type(name: str, default: Any) -> tuple[type, ...]:
+class _Form:
+    """How a reference may be called, by its signature: inputs by position, attributes by keyword."""
+
+    def __init__(self, reference: Callable[..., Any]):
+        parameters = _parameters(reference)
+        keyword = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        endless = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        self.least = sum(p.default is p.empty for p in positional)
+        self.most = None if endless else len(positional)
+        self.wants_context = "ctx" in keyword
+        keyword.pop("ctx", None)
+        self.attributes = frozenset(keyword)
+        self.any_attribute = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self.needed = frozenset(n for n, default in keyword.items() if default is inspect.Parameter.empty)
+        self.types = {n: _wanted_type(default) for n, default in keyword.items()} | dict.fromkeys(_BODIES, (Graph,))
+
+
+_ANY: tuple[type, ...] = (object,)
+_BODIES = ("body", "then_branch", "else_branch")  # attributes that are graphs, whatever the operator
+_ARRAYS = (np.ndarray, np.generic)
+_RESULTS = (*_ARRAYS, list, dict, SparseTensor, type(None))  # what a reference may return
+
+
+def _wanted_type(default: Any) -> tuple[type, ...]:
     """The types that an attribute may have, the proper one first, by the default that it has in the reference."""
-    if name in ("body", "then_branch", "else_branch"):
-        return (Graph,)
     if isinstance(default, int | float):
         return (int, float)
     if isinstance(default, str):
         return (str, bytes)
-    return (tuple, list) if isinstance(default, tuple) else (object,)
+    return (tuple, list) if isinstance(default, tuple) else _ANY
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -282,7 +298,6 @@ _TABLE: dict[tuple[str, str], list[Op]] = {}
 _USER: dict[tuple[str, str, int], Op] = {}  # registered from outside minifer.ops: they win
 _FOUND: dict[tuple[str, str], set[str]] = {}  # modules that registered an operator
 _catalogue: dict[tuple[str, str], list[str]] | None = None
-_module = ""  # of minifer.ops, while it is imported
 _loaded = False
 _lock = Lock()
 
@@ -291,8 +306,8 @@ def register(op: Op) -> Op:
     """Add an operator; users register their own with the same call. A later entry for the same
     (domain, name, since) replaces the earlier one; what a user registers replaces what minifer has."""
     key, entry = (op.domain, op.name), (op.domain, op.name, op.since)
-    home = _module or sys._getframe(1).f_globals.get("__name__", "")
-    if _module or home.startswith("minifer.ops."):
+    home = _importing()
+    if home.startswith("minifer.ops."):
         _FOUND.setdefault(key, set()).add(home.removeprefix("minifer.ops."))
         op = _USER.get(entry, op)
     else:
@@ -302,14 +317,22 @@ def register(op: Op) -> Op:
     return op
 
 
-def _import(name: str) -> None:
-    """Import one module of minifer.ops; what it registers is noted as its own."""
-    global _module
-    before, _module = _module, name
-    try:
-        importlib.import_module(f"minifer.ops.{name}")
-    finally:
-        _module = before
+def _importing() -> str:
+    """The module whose code runs as it is imported, the innermost one; "" where there is none."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    return "" if frame is None else frame.f_globals.get("__name__", "")
+
+
+def deferred(module: str, name: str) -> Callable[[Any], Any]:
+    """A lowering in a module of minifer.ops that is imported when it is first called: for an operator that stands in
+    one module with more common ones."""
+
+    def lower(low: Any) -> Any:
+        return getattr(importlib.import_module(f"minifer.ops.{module}"), name)(low)
+
+    return lower
 
 
 def _load() -> None:
@@ -318,11 +341,13 @@ def _load() -> None:
     with _lock:
         if _loaded:
             return
+        import pkgutil
+
         import minifer.ops as package
         from minifer.ops import catalogue
 
         for module in pkgutil.iter_modules(package.__path__):
-            _import(module.name)
+            importlib.import_module(f"minifer.ops.{module.name}")
         _loaded = True
         catalogue.write(package.__path__[0], _FOUND)
 
@@ -341,8 +366,7 @@ def _load_one(domain: str, name: str) -> None:
             _load()
             return
         for module in modules:
-            if f"minifer.ops.{module}" not in sys.modules:
-                _import(module)
+            importlib.import_module(f"minifer.ops.{module}")
         _ready.add((domain, name))
 
 
@@ -351,10 +375,13 @@ _ready: set[tuple[str, str]] = set()  # operators whose modules are imported
 
 def find(domain: str, name: str, version: int) -> Op | None:
     """The entry for an operator at an opset version of its domain, or None."""
-    if not _loaded and (domain, name) not in _ready:
+    key = (domain, name)
+    if not _loaded and key not in _ready:
         _load_one(domain, name)
-    entries = [e for e in _TABLE.get((domain, name), ()) if e.since <= version]
-    return entries[-1] if entries else None
+    for entry in reversed(_TABLE.get(key, ())):
+        if entry.since <= version:
+            return entry
+    return None
 
 
 def select(node: Node) -> Op | None:

@@ -8,6 +8,7 @@ Source: the Conv, AveragePool and MaxPool pages of the ONNX specification.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,7 +85,19 @@ def slide(
     With auto_pad other than NOTSET `pads` is ignored. A window that would start behind the data and its front
     padding is left out (ceil_mode can bring one forth).
     """
-    rank = len(spatial)
+    given = (tuple(v) if v is not None else () for v in (kernel, strides, dilations, pads))
+    try:
+        return _slide(tuple(spatial), *given, auto_pad, ceil_mode)
+    except ShapeError as error:
+        raise fail(str(error)) from None
+
+
+@functools.lru_cache(1024)  # passes, type rules and lowerings ask for the same ones
+def _slide(
+    spatial: tuple[Dim, ...], kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...],
+    pads: tuple[int, ...], auto_pad: str, ceil_mode: int,
+) -> Window:  # fmt: skip
+    rank, fail = len(spatial), ShapeError
     sizes = per_axis(kernel, rank, "kernel_shape", 1, fail)
     steps = per_axis(strides, rank, "strides", 1, fail)
     spread = per_axis(dilations, rank, "dilations", 1, fail)

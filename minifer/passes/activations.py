@@ -11,10 +11,12 @@ from minifer.ir import Graph, Node
 
 def hard_swish(graph: Graph) -> Graph:
     """x * clip(x + 3, 0, 6) / 6 in any order of its factors -> HardSwish (ONNX operator of that name, since 14)."""
+    if not any(node.op == "Clip" for node in graph.nodes):
+        return graph
     constants = {n: v for n, v in graph.consts.items() if n not in graph.inputs}
     readers: dict[str, int] = {}
     for node in graph.nodes:
-        for name in (*node.inputs, *(n for sub in node.subgraphs for n in sub.captured())):
+        for name in node.reads:
             readers[name] = readers.get(name, 0) + 1
     for name in graph.outputs:
         readers[name] = readers.get(name, 0) + 1
@@ -29,7 +31,7 @@ def hard_swish(graph: Graph) -> Graph:
             node = Node("HardSwish", (source,), node.outputs, {}, node.name, "", max(14, node.version))
         nodes.append(node)
         writer.update((n, node) for n in node.outputs)
-    return graph.with_(nodes=tuple(n for n in nodes if not gone.intersection(n.outputs)))
+    return graph.with_(nodes=tuple(n for n in nodes if not gone.intersection(n.outputs))) if gone else graph
 
 
 def _match(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -17,29 +18,38 @@ def remove_dead(graph: Graph) -> Graph:
     needed = set(graph.outputs)
     kept: list[Node] = []
     for node in reversed(graph.nodes):
-        if any(n in needed for n in node.outputs if n):
-            attrs = _map_graphs(node, remove_dead)
-            if attrs is not None:
-                node = Node(node.op, node.inputs, node.outputs, attrs, node.name, node.domain, node.version)
+        if not needed.isdisjoint(node.outputs):
+            node = map_graphs(node, remove_dead)
             kept.append(node)
-            needed.update(filter(None, node.inputs))
-            for sub in node.subgraphs:
-                needed.update(sub.captured())
+            needed.update(node.reads)
+            needed.discard("")  # an input that is left out
+    kept.reverse()
     consts = {n: v for n, v in graph.consts.items() if n in needed or n in graph.inputs}
-    return graph.with_(nodes=tuple(reversed(kept)), consts=consts)
+    if len(consts) == len(graph.consts) and same_nodes(kept, graph.nodes):
+        return graph
+    return graph.with_(nodes=tuple(kept), consts=consts)
 
 
-def _map_graphs(node: Node, function: Callable[[Graph], Graph]) -> dict[str, Any] | None:
+def map_graphs(node: Node, function: Callable[[Graph], Graph]) -> Node:
+    """The node with `function` of the graphs among its attributes; the very node where they stay what they are."""
     if not node.subgraphs_any:
-        return None
+        return node
     attrs = {}
     for key, value in node.attrs.items():
         if isinstance(value, Graph):
             value = function(value)
         elif isinstance(value, tuple) and value and isinstance(value[0], Graph):
-            value = tuple(map(function, value))
+            made = tuple(map(function, value))
+            value = value if same_nodes(made, value) else made
         attrs[key] = value
-    return attrs
+    if same_nodes(attrs.values(), node.attrs.values()):
+        return node
+    return Node(node.op, node.inputs, node.outputs, attrs, node.name, node.domain, node.version)
+
+
+def same_nodes(a: Collection[Any], b: Collection[Any]) -> bool:
+    """Whether two collections hold the very same objects."""
+    return len(a) == len(b) and all(map(is_, a, b))
 
 
 def remove_identity(graph: Graph) -> Graph:
@@ -52,7 +62,7 @@ def remove_identity(graph: Graph) -> Graph:
             names[node.outputs[0]] = node.inputs[0]
             continue
         nodes.append(node)
-    return graph.with_(nodes=tuple(nodes))
+    return graph.with_(nodes=tuple(nodes)) if names else graph
 
 
 def _is_identity(node: Node) -> bool:
@@ -83,7 +93,7 @@ def merge_equal(graph: Graph) -> Graph:
         if key is not None and twin is None:
             seen[key] = node
         nodes.append(node)
-    return graph.with_(nodes=tuple(nodes))
+    return graph.with_(nodes=tuple(nodes)) if names else graph
 
 
 def _key(node: Node) -> Any:

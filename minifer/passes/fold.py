@@ -14,6 +14,7 @@ from minifer.errors import MiniferError
 from minifer.ir import Graph, Node, TensorType, type_of_value
 from minifer.ops import registry
 from minifer.ops.registry import Call, Context
+from minifer.passes.clean import map_graphs, same_nodes
 from minifer.passes.inline import inline_branch
 
 #: a result with more elements than this and many more than its inputs (a broadcast of a scalar) stays in the graph
@@ -43,7 +44,6 @@ def _fold(graph: Graph, outer: Mapping[str, Any], budget: _Budget) -> Graph:
     known = {**outer, **{n: v for n, v in consts.items() if n not in inputs}}
     for name in inputs:
         known.pop(name, None)
-    types = dict(graph.types)
     nodes: list[Node] = []
     pending = list(reversed(graph.nodes))
     while pending:
@@ -59,30 +59,23 @@ def _fold(graph: Graph, outer: Mapping[str, Any], budget: _Budget) -> Graph:
                 continue
         results = None if node.subgraphs_any else _evaluate(node, known, budget)
         if results is None:
-            nodes.append(_fold_inside(node, known, budget))
+            nodes.append(map_graphs(node, lambda inner: _fold(inner, known, budget)))
             continue
         for name, value in zip(node.outputs, results):
             if name:
                 known[name] = consts[name] = value
-    return graph.with_(nodes=tuple(nodes), consts=consts, types=types)
-
-
-def _fold_inside(node: Node, known: Mapping[str, Any], budget: _Budget) -> Node:
-    if not node.subgraphs_any:
-        return node
-    attrs = {}
-    for key, value in node.attrs.items():
-        if isinstance(value, Graph):
-            value = _fold(value, known, budget)
-        elif isinstance(value, tuple) and value and isinstance(value[0], Graph):
-            value = tuple(_fold(v, known, budget) for v in value)
-        attrs[key] = value
-    return Node(node.op, node.inputs, node.outputs, attrs, node.name, node.domain, node.version)
+    return graph if same_nodes(nodes, graph.nodes) else graph.with_(nodes=tuple(nodes), consts=consts)
 
 
 def _evaluate(node: Node, known: Mapping[str, Any], budget: _Budget) -> list[np.ndarray] | None:
+    stored = node.attrs.get("value")
+    if node.op == "Constant" and not node.domain and isinstance(stored, np.ndarray) and len(node.attrs) == 1:
+        budget.left -= stored.nbytes
+        return [stored]
+    if any(n and n not in known for n in node.inputs):
+        return None
     op = registry.select(node)
-    if op is None or not op.deterministic or any(n and n not in known for n in node.inputs):
+    if op is None or not op.deterministic:
         return None
     values = [known[n] if n else None for n in node.inputs]
     try:

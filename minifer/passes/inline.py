@@ -10,6 +10,8 @@ from minifer.ir import Graph, Node
 
 def rename(node: Node, names: Mapping[str, str]) -> Node:
     """The node with its value names (those inside its subgraphs too) mapped; unmapped names stay."""
+    if not node.subgraphs and names.keys().isdisjoint(node.inputs) and names.keys().isdisjoint(node.outputs):
+        return node
     attrs: dict[str, Any] = {}
     for key, value in node.attrs.items():
         if isinstance(value, Graph):

@@ -54,7 +54,7 @@ class Matcher:
         self.writer = {name: node for node in graph.nodes for name in node.outputs if name}
         self._readers: dict[str, list[Node | None]] = {}
         for node in graph.nodes:
-            for name in (*node.inputs, *(n for sub in node.subgraphs for n in sub.captured())):
+            for name in node.reads:
                 self._readers.setdefault(name, []).append(node)
         for name in graph.outputs:
             self._readers.setdefault(name, []).append(None)  # the caller

@@ -22,6 +22,7 @@ Whatever reads a float still finds it: DequantizeLinear nodes stay where somebod
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,14 @@ class ByteFunction:
     values: np.ndarray
 
 
+@functools.cache
+def every_byte(dtype: np.dtype) -> np.ndarray:
+    """The 256 bytes in order of their bits, as int8 or uint8."""
+    values = np.arange(256).astype(np.uint8).view(dtype)
+    values.flags.writeable = False
+    return values
+
+
 class Rewriter:
     """One walk over the graph, in order. What is replaced falls away as dead code afterwards."""
 
@@ -85,6 +94,7 @@ class Rewriter:
         self.consts: dict[str, Any] = {}
         self.nodes: list[Node] = []
         self.found: dict[str, Quantised] = {}
+        self.dtypes: dict[str, np.dtype] = {}  # of the bytes that DequantizeLinear nodes read
         self.functions: dict[str, ByteFunction] = {}
         self.constants = dict(self.match.constants)
         for node in graph.nodes:
@@ -140,6 +150,7 @@ class Rewriter:
         scale, zero, zero_name = given
         about = Quantised(node.inputs[0], node.inputs[1], zero_name, scale, zero, node.attrs.get("axis", 1))
         self.found[node.outputs[0]] = about
+        self.dtypes[about.bytes] = zero.dtype
         value = self.constants.get(about.bytes)
         if isinstance(value, np.ndarray) and value.size == 1 and about.whole:
             number = self.evaluate(node, [value, scale.reshape(()), zero.reshape(())])
@@ -147,9 +158,9 @@ class Rewriter:
                 self.constants[node.outputs[0]] = number
         elif about.whole and zero.dtype in BYTES:
             inner = self.functions.get(about.bytes)
-            every = np.arange(256).astype(np.uint8).view(zero.dtype) if inner is None else inner.values
-            values = self.evaluate(node, [every, scale.reshape(()), zero.reshape(())])
-            if values is not None:
+            every = every_byte(zero.dtype) if inner is None else inner.values
+            if every.dtype == zero.dtype:
+                values = (every.astype(np.float32) - zero.reshape(()).astype(np.float32)) * scale.reshape(())
                 self.functions[node.outputs[0]] = ByteFunction(about.bytes if inner is None else inner.root, values)
 
     def note_bytes(self, node: Node) -> None:
@@ -157,7 +168,7 @@ class Rewriter:
         made = self.nodes[-1]
         if made.op == "Identity" and made.outputs == node.outputs:
             dtype = self.constants[node.inputs[2]].dtype if len(node.inputs) > 2 else np.dtype(np.uint8)
-            values = np.arange(256).astype(np.uint8).view(dtype)
+            values = every_byte(dtype)
             self.functions[node.outputs[0]] = ByteFunction(made.inputs[0], values)
         if made.op == "Lookup" and made.domain == "minifer" and made.outputs == node.outputs:
             self.functions[node.outputs[0]] = ByteFunction(made.inputs[0], self.constants[made.inputs[1]])
@@ -228,10 +239,9 @@ class Rewriter:
         if function is not None:
             made = self.evaluate(node, [function.values, scale.reshape(()), zero.reshape(())])
             if made is not None and made.dtype in BYTES:
-                kind = self.match.type(function.root)
-                every = np.arange(256).astype(np.uint8).view(made.dtype)
-                if kind is not None and made.dtype == kind.dtype and np.array_equal(made, every):
-                    return [Node("Identity", (function.root,), node.outputs, {}, node.name, "", 13)]
+                if np.array_equal(made, every_byte(made.dtype)):
+                    if made.dtype == self.dtypes.get(function.root):
+                        return [Node("Identity", (function.root,), node.outputs, {}, node.name, "", 13)]
                 return [self.table(function.root, made, node.outputs)]
         clamps: list[Node] = []
         before = self.match.alone(source, *_RULES, *MOVING, "Relu", "Clip")
@@ -245,7 +255,7 @@ class Rewriter:
         values = self._clamped(node, clamps, end)
         if values is None:
             return None
-        plain = bool(np.array_equal(values, np.arange(256).astype(np.uint8).view(zero.dtype)))
+        plain = bool(np.array_equal(values, every_byte(zero.dtype)))
         output = node.outputs[0] if plain else f"{node.outputs[0]}/before"
         made_by = _RULES[before.op](self, before, end, output)
         if made_by is None:
@@ -257,7 +267,7 @@ class Rewriter:
 
     def _clamped(self, node: Node, clamps: Sequence[Node], end: Quantised) -> np.ndarray | None:
         """What clamping does to the quantised bytes. As quantising keeps the order, it may come first."""
-        values: Any = np.arange(256).astype(np.uint8).view(end.zeros.dtype)
+        values: Any = every_byte(end.zeros.dtype)
         scale, zero = end.scales.reshape(()), end.zeros.reshape(())
         for clamp in clamps:
             lowest, highest = np.array([-np.inf], np.float32), np.array([np.inf], np.float32)
@@ -278,7 +288,7 @@ class Rewriter:
         if node.op == "MaxPool" and node.version < 12:
             return None
         same = source.zeros.dtype == end.zeros.dtype and source.scales == end.scales and source.zeros == end.zeros
-        every = np.arange(256).astype(np.uint8).view(source.zeros.dtype)
+        every = every_byte(source.zeros.dtype)
         inner = f"{quantize.outputs[0]}/moved"
         moved = Node(
             node.op, (source.bytes, *node.inputs[1:]), quantize.outputs if same else (inner,), node.attrs, node.name,

@@ -19,9 +19,11 @@ Affine = tuple[Any, Any]
 
 def fold_scale(graph: Graph) -> Graph:
     """Fold each such node that alone reads a Conv with constant weights."""
+    if not any(node.op == "Conv" for node in graph.nodes):
+        return graph
     readers: dict[str, int] = {}
     for node in graph.nodes:
-        for name in (*node.inputs, *(n for sub in node.subgraphs for n in sub.captured())):
+        for name in node.reads:
             readers[name] = readers.get(name, 0) + 1
     for name in graph.outputs:
         readers[name] = readers.get(name, 0) + 1
@@ -45,7 +47,7 @@ def fold_scale(graph: Graph) -> Graph:
         if node.op == "Conv" and not node.domain:
             writers[node.outputs[0]] = len(nodes)
         nodes.append(node)
-    return graph.with_(nodes=tuple(n for n in nodes if n is not None), consts=consts)
+    return graph.with_(nodes=tuple(n for n in nodes if n is not None), consts=consts) if None in nodes else graph
 
 
 def _affine(node: Node, source: str, constants: dict[str, Any], conv: Node) -> Affine | None:
@@ -108,7 +110,9 @@ def _fold(
         names = (conv.inputs[1], names[1])
     else:
         per_row = np.reshape(factor, (-1, *[1] * (weight.ndim - 1)))
-        consts[names[0]] = constants[names[0]] = (weight * per_row).astype(weight.dtype)
+        scaled = np.empty_like(weight)
+        np.multiply(weight, per_row, out=scaled, dtype=np.float64, casting="same_kind")  # without a float64 copy
+        consts[names[0]] = constants[names[0]] = scaled
     total = np.broadcast_to(bias * factor + shift, (weight.shape[0],))
     consts[names[1]] = constants[names[1]] = np.ascontiguousarray(total, weight.dtype)
     inputs = (conv.inputs[0], *names)

@@ -13,6 +13,7 @@ from minifer.ir import Graph, TensorType, Type, type_of_value
 from minifer.ops import registry
 from minifer.ops.registry import Call, Context
 
+_ARRAYS = (np.ndarray, np.generic)
 SMALL = 4096  # elements: larger values are not followed while inferring
 
 
@@ -34,26 +35,24 @@ def infer_types(
         if name not in graph.inputs:
             types[name] = type_of_value(value)
             values[name] = value
+
+    def infer_sub(sub: Graph, kinds: Sequence[Type | None]) -> list[Type | None]:
+        return infer_graph(sub, kinds, types, values, shared)
+
     for node in graph.nodes:
         op = registry.select(node)
         if op is None:
             continue
-        inputs = [values.get(n) if n else None for n in node.inputs]
-        call = Call(
-            node,
-            [types.get(n) if n else None for n in node.inputs],
-            inputs,
-            lambda sub, kinds: infer_graph(sub, kinds, types, values, shared),
-        )
+        inputs = [values.get(n) for n in node.inputs]
+        call = Call(node, [types.get(n) for n in node.inputs], inputs, infer_sub)
         if op.known is not None and (value := op.known(call)) is not None:
             values[node.outputs[0]] = value
             types[node.outputs[0]] = type_of_value(value)
             continue
         kinds = op.infer(call) if op.infer is not None else None
         listed = kinds if isinstance(kinds, list | tuple) else [kinds]
-        complete = all(v is not None for v, n in zip(inputs, node.inputs) if n)
-        small = all(_small(v) for v in inputs if v is not None) and not any(map(_large, listed))
-        if complete and op.deterministic and not node.subgraphs_any and small:
+        complete = all(v is not None and _small(v) for v, n in zip(inputs, node.inputs) if n)
+        if complete and op.deterministic and not node.subgraphs_any and not any(map(_large, listed)):
             results = op.call(Context(node, lambda sub, args: []), inputs)
             for name, value in zip(node.outputs, results):
                 if name and value is not None:
@@ -115,4 +114,4 @@ def _large(kind: Type | None) -> bool:
 
 
 def _small(value: Any) -> bool:
-    return isinstance(value, np.ndarray | np.generic) and value.size <= SMALL
+    return isinstance(value, _ARRAYS) and value.size <= SMALL

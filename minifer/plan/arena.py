@@ -7,9 +7,8 @@ time is in the way.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
-
-import numpy as np
 
 ALIGNMENT = 64  # bytes: one cache line, and any vector
 
@@ -19,24 +18,21 @@ def place(intervals: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
 
     Two buffers whose step ranges (both ends included) meet never overlap in memory.
     """
-    count = len(intervals)
-    offsets = [0] * count
-    if not count:
-        return offsets, 0
-    first, last, size = (np.array(column, np.int64) for column in zip(*intervals))
-    size = (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-    start = np.zeros(count, np.int64)
-    placed = np.zeros((4, count), np.int64)  # first step, last step, start and end of what is placed, by rising start
-    for done, i in enumerate(sorted(range(count), key=lambda i: (-int(size[i]), i))):
-        near = placed[:, :done]
-        near = near[2:, (near[0] <= last[i]) & (near[1] >= first[i])]
-        free = np.maximum.accumulate(np.concatenate([[0], near[1]]))  # where a gap before each would begin
-        fits = near[0] - free[:-1] >= size[i]
-        start[i] = free[fits.argmax() if fits.any() else -1]
-        at = int(np.searchsorted(placed[2, :done], start[i]))
-        placed[:, at + 1 : done + 1] = placed[:, at:done]
-        placed[:, at] = first[i], last[i], start[i], start[i] + size[i]
-    return [int(s) for s in start], int((start + size).max())
+    offsets = [0] * len(intervals)
+    sizes = [(size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT for _, _, size in intervals]
+    placed: list[tuple[int, int, int, int]] = []  # start, end, first and last step of what is placed, by rising start
+    for i in sorted(range(len(intervals)), key=lambda i: (-sizes[i], i)):
+        (first, last, _), size = intervals[i], sizes[i]
+        start = 0  # the lowest place behind what was looked at so far
+        for low, high, begin, end in placed:
+            if begin <= last and end >= first:
+                if low - start >= size:
+                    break
+                if high > start:
+                    start = high
+        offsets[i] = start
+        insort(placed, (start, start + size, first, last))
+    return offsets, max((start + taken for start, taken in zip(offsets, sizes)), default=0)
 
 
 def lower_bound(intervals: Sequence[tuple[int, int, int]]) -> int:

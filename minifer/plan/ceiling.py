@@ -39,6 +39,11 @@ class Ceiling:
 
     max_bytes: int | None = None
 
+    @property
+    def bytes(self) -> int:
+        """What one stage may hold."""
+        return machine_bytes() if self.max_bytes is None else min(self.max_bytes, machine_bytes())
+
     def check(self, need: int, who: str) -> None:
         """Raise LimitError where `need` bytes are too many. `who` begins the message."""
         if self.max_bytes is not None and need > self.max_bytes:
@@ -52,12 +57,13 @@ class Ceiling:
     def check_types(self, call: Call, kinds: Sequence[Any]) -> None:
         """Raise ShapeError for a negative dimension among concrete result types, LimitError for one too large."""
         for kind in kinds:
-            if isinstance(kind, TensorType) and kind.concrete and kind.dims:
-                if min(kind.dims) < 0:
+            if isinstance(kind, TensorType) and kind.concrete and kind.shape:
+                dims = kind.dims
+                if min(dims) < 0:
                     raise call.fail(f"the result would have the shape {list(kind.dims)}, and a size cannot be negative")
                 each = max(1, dtypes.bits(kind.dtype) // 8) if kind.dtype != "string" else 8
-                need = math.prod(kind.dims) * each
-                if math.prod(d for d in kind.dims if d) * each > _LARGEST:  # NumPy refuses it, empty as it may be
+                need = math.prod(dims) * each
+                if not need and math.prod(filter(None, dims)) * each > _LARGEST:  # NumPy refuses it, empty as it is
                     need = _LARGEST
-                if need > 1 << 20:  # the text costs more than the check
+                if need > self.bytes:  # the text costs more than the check
                     self.check(need, f"{call.fail('')!s}the result {kind}")

@@ -11,6 +11,7 @@ where an operator that needs one layout reads what another wrote in a different 
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
@@ -73,7 +74,7 @@ class Scope:
     def __post_init__(self) -> None:
         self.leaving = frozenset(self.graph.outputs)
         for i, node in enumerate(self.nodes):
-            for name in dict.fromkeys((*node.inputs, *(n for g in node.subgraphs for n in g.captured()))):
+            for name in dict.fromkeys(node.reads):
                 if name:
                     self.uses.setdefault(name, []).append(i)
 
@@ -107,6 +108,7 @@ class Planner:
         self.index = start
         self.inferred: dict[Any, Any] = {}  # types of subgraphs
         self.folded = 0  # bytes of the values found so far
+        self.debug = int(os.environ.get("MINIFER_DEBUG") or 0)
 
     def packed(self, name: str, key: Any, make: Callable[[], np.ndarray]) -> Slot:
         """A constant in a kernel's own form, kept for all plans where it comes from a graph constant."""
@@ -184,16 +186,18 @@ class Planner:
 
     def emit(self, kernel: Any, arguments: Sequence[Any], node: Node | None = None) -> None:
         """Add a kernel call. Which slots it writes stands in the KernelSpec."""
-        names = [p.name for p in kernel.parameters]
-        assert len(names) == len(arguments), f"{kernel.name} takes {names}, got {len(arguments)} arguments"
-        for parameter, argument in zip(kernel.parameters, arguments):
-            if isinstance(argument, Slot) and not _fits(parameter.type, argument.dtype):
-                raise TypeError(f"{parameter.name} of {kernel.name} cannot be {argument.dtype}")
-        slots = [(n, a) for n, a in zip(names, arguments) if isinstance(a, Slot)]
-        reads = tuple(a for n, a in slots if n not in kernel.outputs)
-        writes = tuple(a for n, a in slots if n in kernel.outputs)
+        taken = kernel.parameters
+        if len(taken) != len(arguments):
+            raise TypeError(f"{kernel.name} takes {[p.name for p in taken]}, got {len(arguments)} arguments")
+        reads: list[Slot] = []
+        writes: list[Slot] = []
+        for parameter, argument in zip(taken, arguments):
+            if isinstance(argument, Slot):
+                if not _fits(str(parameter.type.element), argument.dtype):
+                    raise TypeError(f"{parameter.name} of {kernel.name} cannot be {argument.dtype}")
+                (writes if parameter.name in kernel.outputs else reads).append(argument)
         node = node or self.scope.nodes[self.index]
-        self.steps.append(KernelStep(kernel, tuple(arguments), node, reads, writes))
+        self.steps.append(KernelStep(kernel, tuple(arguments), node, tuple(reads), tuple(writes)))
 
     def undo(self, mark: int) -> None:
         """Take back the steps from `mark` on, and the layouts that they made."""
@@ -221,7 +225,7 @@ class Planner:
         """Plan one node; True where its result types only the run tells."""
         op = registry.select(node)
         assert op is not None, node.label
-        captured = list(dict.fromkeys(n for g in node.subgraphs for n in g.captured()))
+        captured = tuple(dict.fromkeys(node.captured))
         if node.op == "If" and not node.domain and node.inputs[0] in self.known and not ask_the_run:
             return self._take_branch(node)
         if op.deterministic and self._fold(op, node, captured):
@@ -256,7 +260,7 @@ class Planner:
             if declined is None:
                 return False
             why = declined.why
-            if int(os.environ.get("MINIFER_DEBUG") or 0) >= 3:
+            if self.debug >= 3:
                 print(f"{node.label} has no kernel: {why}", file=sys.stderr)
         self._by_reference(node, captured, kinds if settled else [None] * len(node.outputs), why)
         return not settled
@@ -276,8 +280,7 @@ class Planner:
                 self.undo(mark)
                 for name in node.outputs:
                     self.where.pop(name, None)
-                captured = tuple(n for g in node.subgraphs for n in g.captured())
-                self._by_reference(node, captured, [None] * len(node.outputs), "result shape depends on data")
+                self._by_reference(node, node.captured, [None] * len(node.outputs), "result shape depends on data")
                 return True
         return False
 
@@ -318,15 +321,13 @@ class Planner:
 
     def _tensors_only(self, node: Node) -> bool:
         kinds = [self.types.get(n) for n in (*node.inputs, *node.outputs) if n]
-        return all(
-            isinstance(k, TensorType) and k.dtype != "string" and not k.dtype.startswith("complex") for k in kinds
-        )
+        return all(isinstance(k, TensorType) and not k.dtype.startswith(("string", "complex")) for k in kinds)
 
     def _lower(self, op: Op, node: Node, call: Call) -> Declined | None:
-        outputs = [self.types[n] for n in node.outputs if n]
-        if all(isinstance(k, TensorType) and 0 in k.dims for k in outputs):
+        if all(0 in self.types[n].dims for n in node.outputs if n):  # type: ignore[union-attr]
             return Declined("the result is empty")  # nothing to compute, but perhaps an index to check
-        if any(isinstance(k, TensorType) and 0 in k.dims for i, k in enumerate(call.types) if call.value(i) is None):
+        given = [k for k, v in zip(call.types, call.values) if v is None and k is not None]
+        if any(0 in k.dims for k in given):  # type: ignore[union-attr]
             return Declined("an input is empty")  # where known (an omitted roi), the operator sees to it
         low = Lowering(self, node, call)
         mark = len(self.steps)
@@ -410,10 +411,10 @@ class Planner:
         return size
 
 
-def _fits(pointer: Any, dtype: str) -> bool:
-    """Whether a kernel may read or write elements of an ONNX type through a pointer. A kernel that takes unsigned
-    integers moves bytes and takes any type; to read smaller elements as floats would reach behind the end."""
-    element = str(pointer.element)
+@functools.cache
+def _fits(element: str, dtype: str) -> bool:
+    """Whether a kernel may read or write elements of an ONNX type through a pointer to `element`. One that takes
+    unsigned integers moves bytes and takes any type; to read smaller elements as floats would reach behind the end."""
     if element.startswith("f"):
         return dtype == {"f32": "float32", "f64": "float64"}[element]
     return not element.startswith("i") or itemsize(dtype) == int(element[1:]) // 8
@@ -435,10 +436,10 @@ class Lowering:
         self.written: dict[str, dict[str, Slot]] = {}
         self.absorbed: set[int] = set()
 
-    def note(self, why: str) -> None:
+    def note(self, why: Callable[[], str]) -> None:
         """Say which kernel was chosen and why: shown by MINIFER_DEBUG=2."""
-        if int(os.environ.get("MINIFER_DEBUG") or 0) >= 2:
-            print(f"{self.node.label}: {why}", file=sys.stderr)
+        if self.planner.debug >= 2:
+            print(f"{self.node.label}: {why()}", file=sys.stderr)
 
     # what the node says
     def has(self, i: int) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,12 @@ class Buffer:
     base: int = -1  # array only: index into the bases of a run
     offset: int = 0  # arena only, set by the arena
 
+    @cached_property
+    def address(self) -> int:
+        """Where a constant lies."""
+        assert self.array is not None
+        return self.array.__array_interface__["data"][0]
+
 
 @dataclass(frozen=True, eq=False)
 class Slot:
@@ -43,12 +50,12 @@ class Slot:
     offset: int = 0
     layout: str = PLAIN
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes it takes in memory."""
         return self.size * itemsize(self.dtype)
@@ -60,13 +67,13 @@ class Slot:
     def address(self) -> tuple[int, int]:
         """(base, offset) as they stand in an argument record."""
         if self.buffer.kind == "const":
-            assert self.buffer.array is not None
-            return ABSOLUTE, self.buffer.array.ctypes.data + self.offset
+            return ABSOLUTE, self.buffer.address + self.offset
         if self.buffer.kind == "arena":
             return ARENA, self.buffer.offset + self.offset
         return self.buffer.base, self.offset
 
 
+@cache
 def itemsize(dtype: str) -> int:
     """Bytes per element in memory (sub-byte types are held one a byte)."""
     return max(1, dtypes.bits(dtype) // 8)

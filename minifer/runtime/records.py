@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minifer.kernels import runner_layout as runner
+from minifer.kernels.spec import KernelSpec
 from minifer.plan.plan import ABSOLUTE, KernelStep, Plan, PythonStep, Slot
 from minifer.runtime.launch import run_table
 
@@ -91,14 +93,23 @@ def pieces(step: KernelStep) -> int:
 def words_of(step: KernelStep, address: Callable[[Slot | None], tuple[int, int]]) -> list[int]:
     """The argument record of a step; `address` gives the (base, offset) of a pointer."""
     words: list[int] = []
-    for parameter, value in zip(step.kernel.parameters, step.arguments):
-        if parameter.is_pointer:
+    for kind, value in zip(_kinds(step.kernel), step.arguments):
+        if kind == "pointer":
             words += address(value if isinstance(value, Slot) else None)
-        elif parameter.type.integer:
+        elif kind == "integer":
             words.append(int(value))
         else:
             words.append(struct.unpack("<q", struct.pack("<d", float(value)))[0])
     return words
+
+
+@functools.cache
+def _kinds(kernel: KernelSpec) -> tuple[str, ...]:
+    """What the parameters of a kernel are."""
+    return tuple(
+        "pointer" if p.is_pointer else "integer" if p.type.integer else "float"  # type: ignore[union-attr]
+        for p in kernel.parameters
+    )
 
 
 def _place(slot: Slot | None) -> tuple[int, int]:

@@ -1,0 +1,467 @@
+"""Products of bytes four and eight steps at a time, for machines that multiply bytes: exact, like those of qproduct.py.
+
+The x86 instruction `pmaddubsw` multiplies 32 unsigned bytes by 32 signed ones and adds neighbouring products, in 16
+bits, where the sum saturates: 255 * 127 * 2 does not fit. Engines that use it all the same bid their users quantise to
+seven bits. But the weights are known when a model is loaded, and almost all pairs of them are small enough: a sum
+cannot leave 16 bits where neither the positive nor the negative ones of its weights add up to more than 128, whatever
+the left side is. So `pack` sorts the steps of a panel, four by four (quads):
+
+    doubles   two quads whose sums fit into 16 bits even when they are added: eight steps for three multiplications
+    singles   the others: four steps for two multiplications
+    halves    a quad whose own pairs could saturate is two singles, w // 2 and w - w // 2, which cannot
+
+Large quads are matched with small ones (in normally distributed weights that fill the range, 96 % find a partner).
+Each panel has its own order, so it says where in a row its quads begin. Quads are sorted within chunks of a thousand
+steps, for the cache's sake.
+
+The left side stays in unsigned bytes. Its zero point z is not taken off: sum (x - z) w = sum x w - z sum w, and the
+sums of the weights are known (Jacob et al., 2018, section 2.3); pixels outside of an image are z. Signed bytes are
+read as unsigned ones with their first bit turned, 128 more, as is z.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from minifer.kernels.conv import (
+    BATCH,
+    BLOCK,
+    CHANNELS,
+    DILATION_D,
+    DILATION_H,
+    DILATION_W,
+    FILTERS,
+    GROUPS,
+    IN_D,
+    IN_H,
+    IN_W,
+    OUT_D,
+    OUT_H,
+    OUT_W,
+    PAD_D,
+    PAD_H,
+    PAD_W,
+    STRIDE_D,
+    STRIDE_H,
+    STRIDE_W,
+    TAPS_D,
+    TAPS_H,
+    TAPS_W,
+)
+from minifer.kernels.conv import geometry as conv_geometry
+from minifer.kernels.integer import signed
+from minifer.kernels.qproduct import (
+    BLOCK_BYTES,
+    ROW,
+    bytes_end,
+    float_end,
+    product_example,
+    product_reference,
+)
+from minifer.kernels.simd import (
+    MR,
+    NR,
+    SHORT,
+    bitcast,
+    prefetch,
+    rows_strided,
+    share,
+    tile_add_i32,
+    tile_dot4_i32,
+    tile_dot8_i32,
+    tile_row_i32,
+    tile_store_i32,
+    tile_zero_short_i32,
+    vload_n,
+    vstore,
+)
+from minifer.kernels.spec import (
+    KernelSpec,
+    Pointer,
+    f32,
+    i8,
+    i32,
+    i64,
+    kernel,
+    ptr_f32,
+    ptr_i8,
+    ptr_i32,
+    ptr_i64,
+    ptr_u8,
+    u8,
+)
+
+#: the most that weights of one sign in a 16-bit sum may add up to: 128 * 255 < 2^15
+LIMIT = 128
+#: how often quads that found no partner look for another
+ROUNDS = 6
+#: words of scratch behind a tile of sums: two bounds, and what else `finish` wants there
+BEHIND = 8
+
+#: quads of a chunk, at most
+CHUNK = 256
+#: bytes of weights that all rows of a block meet before the next ones: they stay in the second-level cache
+TOGETHER = 128 * 1024
+
+# words of a chunk in the table: how many doubles and singles, and from PLACES on, where in a row each quad begins
+DOUBLES, SINGLES, PLACES = range(3)
+
+
+def depth(g: np.ndarray) -> int:
+    """Length of a row of the patch matrix: taps times channels of a group, a multiple of four."""
+    return -(-int(g[TAPS_D] * g[TAPS_H] * g[TAPS_W] * g[CHANNELS] // g[GROUPS]) // 4) * 4
+
+
+def geometry(
+    batch, channels, filters, groups, in_size, out_size, taps, strides, pads, dilations, threads=1
+) -> np.ndarray:
+    """The table for a convolution, with the size of its blocks."""
+    g = conv_geometry(batch, channels, filters, groups, in_size, out_size, taps, strides, pads, dilations)
+    rows, pixels = int(SHORT), batch * out_size[0] * out_size[1] * out_size[2]
+    most = max(rows, BLOCK_BYTES // (depth(g) + 2 * filters) // rows * rows)
+    count = max(-(-pixels // most), min(2 * threads, pixels // 64)) if threads > 1 else -(-pixels // most)
+    g[BLOCK] = -(-pixels // (max(count, 1) * rows)) * rows
+    return g
+
+
+def strip_words(g: np.ndarray) -> int:
+    """i32 words of scratch that one thread needs: a tile of sums, two bounds, and what is added to all sums."""
+    filters, groups = int(g[FILTERS]), int(g[GROUPS])
+    return int(MR) * int(NR) + BEHIND + groups * -(-filters // groups // int(NR)) * int(NR)
+
+
+def chunks_of(long):
+    """Chunks in a row of `long` bytes."""
+    return (long // 4 + CHUNK - 1) // CHUNK
+
+
+def block_bytes(g: np.ndarray) -> int:
+    """Bytes of scratch that one thread needs for the patch matrix."""
+    return int(g[BLOCK]) * depth(g)
+
+
+# ---------------------------------------------------------------- the weights
+
+
+def pack(weight: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """(data, table) of ONNX weights (filters, channels / groups, *taps) of int8, or of uint8 with zero point 128.
+
+    A panel holds NR filters side by side, zero-filled, and a row runs over taps in row-major order with channels
+    innermost. data: int8, quads (NR, 4), chunk after chunk of a panel. table: int32, (panels,) of where the words of a
+    panel begin in the table, the sums of the weights (panels, NR), and the words: where the panel begins in data (in
+    quads), then those of each chunk, see DOUBLES.
+    """
+    nr, filters = int(NR), weight.shape[0]
+    of_group = filters // groups
+    panels = groups * -(-of_group // nr)
+    by_tap = np.moveaxis(signed(weight).reshape(groups, of_group, weight.shape[1], -1), 2, 3)
+    flat = by_tap.reshape(groups, of_group, -1)
+    count = -(-flat.shape[2] // 4)
+    rows = np.zeros((groups, panels // groups * nr, count * 4), np.int8)
+    rows[:, :of_group, : flat.shape[2]] = flat
+    sums = rows.sum(2, dtype=np.int32)
+    quads = np.ascontiguousarray(rows.reshape(panels, nr, count, 4).transpose(0, 2, 1, 3))
+    chunks = int(chunks_of(4 * count))
+    size = -(-count // chunks)
+    parts = [_pack_chunk(quads[:, start : start + size], 4 * start) for start in range(0, count, size)]
+    starts, data, words = [], [], []
+    place, start = 0, panels * (1 + nr)
+    for panel in range(panels):
+        own = [np.array([place])]
+        for part in parts:
+            content, doubles, places = part[panel]
+            own += [np.array([doubles, len(content) - 2 * doubles]), places]
+            data.append(content)
+            place += len(content)
+        starts.append(start)
+        words.append(np.concatenate(own))
+        start += len(words[-1])
+    table = np.concatenate([starts, sums.reshape(-1), *words]).astype(np.int32)
+    return np.concatenate(data).reshape(-1), table
+
+
+def _chunks(table: np.ndarray, panels: int, chunks: int) -> Iterator[tuple[int, int, int, int, np.ndarray]]:
+    """(panel, where its quads begin in data, doubles, singles, places) of every chunk."""
+    for panel in range(panels):
+        start = int(table[panel])
+        place, start = int(table[start]), start + 1
+        for _ in range(chunks):
+            doubles, singles = (int(n) for n in table[start : start + PLACES])
+            count = 2 * doubles + singles
+            yield panel, place, doubles, singles, table[start + PLACES :][:count]
+            place, start = place + count, start + PLACES + count
+
+
+def worth(weight: np.ndarray, groups: int) -> bool:
+    """Whether this kernel takes less time than that of qproduct.py, judged by a few of the weights.
+
+    Cycles per step on Zen 3, for four rows: 1.5 in a double, 2 in a single, 2.8 there (2.4 are asked for). Weights of
+    one scale for all filters, or of seven bits, are nearly all doubles; where each filter fills the range of eight
+    bits, most quads are halves.
+    """
+    few = weight[:: max(1, len(weight) // (4 * int(NR)))][: 4 * int(NR)] if groups == 1 else weight
+    _, table = pack(few, groups)
+    panels, count = groups * -(-len(few) // groups // int(NR)), -(-few[0].size // 4)
+    found = list(_chunks(table, panels, int(chunks_of(4 * count))))
+    doubles, singles = sum(c[2] for c in found), sum(c[3] for c in found)
+    return 12 * doubles + 8 * singles < 2.4 * 4 * count * panels
+
+
+def _pack_chunk(quads: np.ndarray, origin: int) -> list[tuple[np.ndarray, int, np.ndarray]]:
+    """For each panel of quads (panels, quads, NR, 4): the quads in order, how many doubles, where in a row each begins,
+    `origin` being the first."""
+    loads = _loads(quads)
+    large = (loads > LIMIT).any(2)
+    panel, first, second = _match(np.minimum(loads, LIMIT), ~large)
+    partner = np.full(large.shape, -1)
+    partner[panel, first] = second
+    single = ~large
+    single[panel, first] = single[panel, second] = False
+    packed = []
+    for own, mate, alone, halved in zip(quads, partner, single, large):
+        doubles = np.flatnonzero(mate >= 0)
+        order = np.concatenate([np.stack([doubles, mate[doubles]], 1).reshape(-1), np.flatnonzero(alone)])
+        halves = np.flatnonzero(halved)
+        low = own[halves] >> 1
+        content = np.concatenate([own[order], low, own[halves] - low])
+        packed.append((content, len(doubles), origin + 4 * np.concatenate([order, halves, halves])))
+    return packed
+
+
+def _loads(quads: np.ndarray) -> np.ndarray:
+    """What weights of one sign add up to in each 16-bit sum: (panels, quads, 4 NR), positive ones, then negative."""
+    both = np.empty((*quads.shape[:2], 2, int(NR), 2), np.uint8)
+    for i, part in enumerate((np.maximum(quads, 0), np.minimum(quads, 0))):
+        magnitude = np.abs(part).view(np.uint8)  # that of -128 is 128
+        first, second = magnitude[..., 0::2], magnitude[..., 1::2]
+        np.add(first, second, out=both[:, :, i])
+        both[:, :, i][first & second == 128] = 255  # 128 + 128 does not fit
+    return both.reshape(*quads.shape[:2], -1)
+
+
+def _match(loads: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(panel, quad, quad) of free quads that may be added in 16 bits: large ones meet small ones, in a few rounds."""
+    panels = len(free)
+    peaks = loads.max(2)
+    free = free.copy()
+    found = []
+    for turn in range(ROUNDS):
+        order = np.argsort(np.where(free, peaks, 255), axis=1, kind="stable")
+        half = free.sum(1) // 2
+        panel = np.repeat(np.arange(panels), half)
+        if not len(panel):
+            break
+        at = np.arange(len(panel)) - np.repeat(np.cumsum(half) - half, half)  # 0, 1, ... half - 1 in each panel
+        small = order[panel, at]
+        large = order[panel, free.sum(1)[panel] - 1 - (at + turn) % half[panel]]
+        fits = (loads[panel, small] <= LIMIT - loads[panel, large]).all(1)
+        panel, small, large = panel[fits], small[fits], large[fits]
+        free[panel, small] = free[panel, large] = False
+        found.append((panel, np.minimum(small, large), np.maximum(small, large)))
+    return tuple(np.concatenate(part) for part in zip(*found)) if found else (np.zeros(0, int),) * 3
+
+
+# ---------------------------------------------------------------- the left side
+
+
+def copy_run(x, y, n, flip):
+    """y[i] = x[i] ^ flip for i < n."""
+    i = 0
+    while i + 32 <= n:
+        vstore(y, i, vload_n(x, i, 32) ^ flip)
+        i += 32
+    if i < n and n >= 32:  # the last 32, some of them again
+        vstore(y, n - 32, vload_n(x, n - 32, 32) ^ flip)
+        i = n
+    elif i < n and n >= 16:
+        vstore(y, 0, vload_n(x, 0, 16) ^ flip)
+        vstore(y, n - 16, vload_n(x, n - 16, 16) ^ flip)
+        i = n
+    while i < n:
+        y[i] = x[i] ^ flip
+        i += 1
+
+
+def set_run(y, n, value):
+    """y[i] = value for i < n."""
+    for i in range(n):
+        y[i] = value
+
+
+def fill(x, a, zero, flip, g, first, count, group, long):
+    """Write `count` rows of the patch matrix from pixel `first` on to a; zero: what pixels outside are."""
+    channels, groups = g[CHANNELS], g[GROUPS]
+    of = channels // groups
+    height, width, taps = g[IN_H], g[IN_W], g[TAPS_W]
+    straight = of == channels and g[DILATION_W] == 1
+    for i in range(count):
+        pixel = first + i
+        ow, rest = pixel % g[OUT_W], pixel // g[OUT_W]
+        oh, rest = rest % g[OUT_H], rest // g[OUT_H]
+        od, image = rest % g[OUT_D], rest // g[OUT_D]
+        w = ow * g[STRIDE_W] - g[PAD_W]
+        inside = straight and w >= 0 and w + taps <= width
+        target = a + i * long
+        for td in range(g[TAPS_D]):
+            d = od * g[STRIDE_D] - g[PAD_D] + td * g[DILATION_D]
+            for th in range(g[TAPS_H]):
+                h = oh * g[STRIDE_H] - g[PAD_H] + th * g[DILATION_H]
+                line = x + (((image * g[IN_D] + d) * height + h) * width * channels + group * of)
+                if d < 0 or d >= g[IN_D] or h < 0 or h >= height:
+                    set_run(target, taps * of, zero)
+                elif inside:
+                    copy_run(line + w * channels, target, taps * of, flip)
+                else:
+                    for tw in range(taps):
+                        v = w + tw * g[DILATION_W]
+                        if v >= 0 and v < width:
+                            copy_run(line + v * channels, target + tw * of, of, flip)
+                        else:
+                            set_run(target + tw * of, of, zero)
+                target = target + taps * of
+        for p in range(g[TAPS_D] * g[TAPS_H] * taps * of, long):  # their weights are 0
+            a[i * long + p] = 0
+
+
+# ---------------------------------------------------------------- the kernel
+
+
+def quads_product(acc, rows, b, words, chunks):
+    """acc + the rows times a panel b, whose chunks' words are these."""
+    for _ in range(chunks):
+        doubles, places = words[DOUBLES], words + PLACES
+        count = 2 * doubles + words[SINGLES]
+        for i in range(doubles):
+            acc = tile_dot8_i32(acc, rows, places[2 * i], places[2 * i + 1], b + i * 8 * NR)
+        for i in range(2 * doubles, count):
+            acc = tile_dot4_i32(acc, rows, places[i], b + i * 4 * NR)
+        words, b = places + count, b + count * 4 * NR
+    return acc
+
+
+def apart_tile(rows, long, m, b, words, chunks, offsets, sums):
+    """sums (m, NR) = offsets + m rows, `long` bytes apart, times a panel. A function of its own, with all registers."""
+    left = rows_strided(rows, long, m)
+    if m == 1:
+        row = quads_product(tile_row_i32(), left, b, words, chunks)
+        tile_store_i32(sums, NR, tile_add_i32(row, offsets, 0), 1, NR)
+    else:
+        tile = quads_product(tile_zero_short_i32(), left, b, words, chunks)
+        tile_store_i32(sums, NR, tile_add_i32(tile, offsets, 0), SHORT, NR)
+
+
+def quads_reference(
+    x, zero, data, table, bias, factors, end, residual, y, a, strip, g, flip, has_residual, lowest, highest
+):
+    """That of qproduct.py, with the weights in its own order."""
+    groups, filters = int(g[GROUPS]), int(g[FILTERS])
+    panels, nr = -(-(filters // groups) // int(NR)), int(NR)
+    rows = np.zeros((groups * panels, depth(g), nr), np.int64)
+    for i, place, _, _, places in _chunks(table, len(rows), int(chunks_of(depth(g)))):
+        for j, at in enumerate(places):
+            rows[i, at : at + 4] += data.reshape(-1, nr, 4)[place + j].T
+    weight = rows.reshape(groups, panels, -1, 2, nr).transpose(0, 1, 2, 4, 3)
+    return product_reference(
+        x, zero, weight, bias, factors, end, residual, y, a, strip, g, flip, has_residual, lowest, highest
+    )
+
+
+def quads_example(rng, size, T):
+    drawn = product_example(rng, size, T)
+    g = drawn["g"]
+    taps = [int(g[i]) for i in (TAPS_D, TAPS_H, TAPS_W)]
+    g[BLOCK] = -(-g[BLOCK] // int(SHORT)) * int(SHORT)
+    shape = (int(g[FILTERS]), int(g[CHANNELS] // g[GROUPS]), *taps)
+    spread = rng.choice([10, 30, 60, 200])
+    weight = np.clip(np.rint(rng.standard_normal(shape) * spread), -128, 127).astype(np.int8)
+    data, table = pack(weight, int(g[GROUPS]))
+    drawn |= {"data": data, "table": table}
+    drawn |= {"a": np.zeros(8 * block_bytes(g), "u1"), "strip": np.zeros(8 * strip_words(g), "i4")}
+    order = ("x", "zero", "data", "table", "bias", "factors", "end", "residual", "y", "a", "strip", "g", "flip")
+    return {name: drawn[name] for name in (*order, "has_residual", "lowest", "highest")}
+
+
+def quads(T, B, finish) -> KernelSpec:
+    """Make the kernel with results of element type T and a bias of type B."""
+
+    def body(
+        x: ptr_u8, zero: ptr_u8, data: ptr_i8, table: ptr_i32, bias: Pointer(B), factors: ptr_f32, end: ptr_f32,
+        residual: Pointer(T), y: Pointer(T), a: ptr_u8, strip: ptr_i32, g: ptr_i64, flip: i64,
+        has_residual: i64, lowest: f32, highest: f32, slot: i64, tid: i64, nthreads: i64,
+    ):  # fmt: skip
+        """y = finish(convolution of x - zero with the weights).
+
+        x: (batch, depth, height, width, channels), read as i8 where flip is 0x80; data, table: see pack; a:
+        block_bytes and strip: strip_words per thread; all else as in qproduct.py. Sums are exact.
+        2 * pixels * taps * channels / groups * filters operations. Work is split over blocks of output pixels, or
+        over panels of filters where there are few blocks.
+        """
+        groups, filters, block = g[GROUPS], g[FILTERS], g[BLOCK]
+        pixels = g[BATCH] * g[OUT_D] * g[OUT_H] * g[OUT_W]
+        taps, of = g[TAPS_D] * g[TAPS_H] * g[TAPS_W], g[CHANNELS] // groups
+        long = (taps * of + 3) // 4 * 4
+        of_group = filters // groups
+        panels = (of_group + NR - 1) // NR
+        blocks, chunks = (pixels + block - 1) // block, chunks_of(long)
+        by_block = blocks >= 2 * nthreads or panels * groups < 2 * nthreads
+        block_from = share(blocks, tid, nthreads) if by_block else 0
+        block_to = share(blocks, tid + 1, nthreads) if by_block else blocks
+        panel_from = 0 if by_block else share(groups * panels, tid, nthreads)
+        panel_to = groups * panels if by_block else share(groups * panels, tid + 1, nthreads)
+        sums = strip + slot * (MR * NR + BEHIND + groups * panels * NR)
+        sums[MR * NR] = bitcast(lowest, i32)
+        sums[MR * NR + 1] = bitcast(highest, i32)
+        shift, offsets = zero[0] ^ flip, sums + (MR * NR + BEHIND)
+        weight_sums = table + groups * panels
+        for i in range(panel_from * NR, panel_to * NR):
+            offsets[i] = -shift * weight_sums[i]
+        step = 0 if has_residual == ROW else filters
+        whole = taps == 1 and groups == 1 and long == of and flip == 0
+        whole = whole and g[STRIDE_D] * g[STRIDE_H] * g[STRIDE_W] == 1
+        whole = whole and g[PAD_D] + g[PAD_H] + g[PAD_W] == 0 and g[OUT_W] == g[IN_W] and g[OUT_H] == g[IN_H]
+        together = max(1, TOGETHER // (long * NR))
+        for unit in range(block_from, block_to):
+            start = unit * block
+            count = min(block, pixels - start)
+            rows, filled = a + slot * (block * long), -1
+            if whole:
+                rows = x + start * of
+            q = panel_from
+            while q < panel_to:
+                group = q // panels
+                if not whole and group != filled:
+                    filled = group
+                    fill(x, rows, shift, flip, g, start, count, group, long)
+                end_q = min(min(q + together, panel_to), (group + 1) * panels)
+                lines = (SHORT * long + 63) // 64
+                lines = (lines + end_q - q - 1) // (end_q - q)  # of the next rows, fetched while a panel is multiplied
+                for i in range(0, count, SHORT):
+                    m, tile = min(SHORT, count - i), rows + i * long
+                    for p in range(q, end_q):
+                        column = p % panels * NR
+                        n, column = min(NR, of_group - column), group * of_group + column
+                        for line in range((p - q) * lines, (p - q + 1) * lines):
+                            prefetch(tile + SHORT * long, line * 64)
+                        words = table + table[p]
+                        b = data + words[0] * (4 * NR)
+                        apart_tile(tile, long, m, b, words + 1, chunks, offsets + p * NR, sums)
+                        at = (start + i) * filters + column
+                        other = residual + (column if has_residual == ROW else at)
+                        finish(
+                            sums, y + at, other, bias + column, factors + column, end, m, n, filters, step,
+                            has_residual,
+                        )  # fmt: skip
+                q = end_q
+
+    def example(rng, size):
+        return quads_example(rng, size, T)
+
+    return kernel(
+        reference=quads_reference, example=example, outputs=("y", "a", "strip"), name=f"quads_{T}", group=f"{T}",
+        tolerance=4e-7 if T is f32 else 0,
+    )(body)  # fmt: skip
+
+
+quads_u8 = quads(u8, i32, bytes_end(u8))
+quads_i8 = quads(i8, i32, bytes_end(i8))
+quads_f32 = quads(f32, f32, float_end)

@@ -1,0 +1,53 @@
+"""Packed quads: every weight is there once, no 16-bit sum can overflow, and the weights choose the kernel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minifer.kernels import quads
+from minifer.kernels.simd import NR
+from minifer.kernels.target import host
+from tests.kernels.models import check_native, model, node
+
+RNG = np.random.default_rng(3)
+
+
+def normal(spread: float, *shape: int) -> np.ndarray:
+    return np.clip(np.rint(RNG.standard_normal(shape) * spread), -128, 127).astype(np.int8)
+
+
+@pytest.mark.parametrize("spread", [8, 25, 45, 300])
+@pytest.mark.parametrize("filters, depth, groups", [(5, 3, 1), (40, 1500, 1), (48, 70, 3)])
+def test_every_weight_is_packed_once_and_sums_fit(spread, filters, depth, groups):
+    weight = normal(spread, filters, depth, 1, 1)
+    data, table = quads.pack(weight, groups)
+    panels, count = groups * -(-filters // groups // int(NR)), -(-depth // 4)
+    found = np.zeros((panels, 4 * count, int(NR)), np.int64)
+    content = data.reshape(-1, int(NR), 4).astype(np.int64)
+    for panel, place, doubles, singles, places in quads._chunks(table, panels, int(quads.chunks_of(4 * count))):
+        own = content[place : place + 2 * doubles + singles]
+        for at, quad in zip(places, own):
+            found[panel, at : at + 4] += quad.T
+        pairs = [(np.clip(own, *side)).reshape(-1, int(NR), 2, 2).sum(3) for side in ((0, None), (None, 0))]
+        for positive in pairs:
+            assert abs(positive).max(initial=0) * 255 < 1 << 15, "a quad may overflow"
+            both = positive[0 : 2 * doubles : 2] + positive[1 : 2 * doubles : 2]
+            assert abs(both).max(initial=0) * 255 < 1 << 15, "a double may overflow"
+    by_filter = found.transpose(0, 2, 1).reshape(groups, -1, 4 * count)[:, : filters // groups, :depth]
+    assert np.array_equal(by_filter.reshape(filters, depth), weight.reshape(filters, depth))
+    sums = table[panels : panels * (1 + int(NR))].reshape(groups, -1)[:, : filters // groups]
+    assert np.array_equal(sums.reshape(-1), weight.reshape(filters, -1).sum(1, dtype=np.int32))
+
+
+@pytest.mark.skipif(not host().bytes_at_once, reason="this machine does not multiply bytes")
+@pytest.mark.parametrize("spread, name", [(20, "quads_u8"), (300, "product_u8")])
+def test_the_weights_choose_the_kernel(spread, name):
+    inputs = {"x": RNG.integers(0, 256, (1, 20, 7, 9)).astype(np.uint8)}
+    consts = {
+        "xs": np.float32(0.02), "xz": np.uint8(7), "w": normal(spread, 24, 20, 3, 3), "ws": np.float32(0.01),
+        "wz": np.int8(0), "ys": np.float32(0.5), "yz": np.uint8(130),
+    }  # fmt: skip
+    nodes = [node("QLinearConv", ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz"], ["y"], pads=[1, 1, 1, 1])]
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    assert name in {k.kernel.name for k in kernels}
