@@ -192,19 +192,18 @@ def _chunks(table: np.ndarray, panels: int, chunks: int) -> Iterator[tuple[int, 
             place, start = place + count, start + PLACES + count
 
 
-def worth(weight: np.ndarray, groups: int) -> bool:
-    """Whether this kernel takes less time than that of qproduct.py, judged by a few of the weights.
+def worth(weight: np.ndarray) -> bool:
+    """Whether this kernel takes less time than that of qproduct.py, judged by a panel's worth of the weights.
 
     Cycles per step on Zen 3, for four rows: 1.5 in a double, 2 in a single, 2.8 there (2.4 are asked for). Weights of
     one scale for all filters, or of seven bits, are nearly all doubles; where each filter fills the range of eight
     bits, most quads are halves.
     """
-    few = weight[:: max(1, len(weight) // (4 * int(NR)))][: 4 * int(NR)] if groups == 1 else weight
-    _, table = pack(few, groups)
-    panels, count = groups * -(-len(few) // groups // int(NR)), -(-few[0].size // 4)
-    found = list(_chunks(table, panels, int(chunks_of(4 * count))))
-    doubles, singles = sum(c[2] for c in found), sum(c[3] for c in found)
-    return 12 * doubles + 8 * singles < 2.4 * 4 * count * panels
+    nr = int(NR)
+    some = weight[:: max(1, len(weight) // nr)][:nr].reshape(min(len(weight), nr), -1)[:, : 4 * CHUNK]
+    _, table = pack(some.reshape(*some.shape, 1), 1)
+    _, _, doubles, singles, _ = next(_chunks(table, 1, 1))
+    return 12 * doubles + 8 * singles < 2.4 * some.shape[1]
 
 
 def _pack_chunk(quads: np.ndarray, origin: int) -> list[tuple[np.ndarray, int, np.ndarray]]:

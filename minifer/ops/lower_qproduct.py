@@ -46,7 +46,7 @@ def flip(dtype: str) -> int:
 
 def packed(low: Any, i: int, key: Any, groups: int, filters_first: Callable[[np.ndarray], np.ndarray]) -> tuple:
     """The weights as the kernel wants them: one slot, or two for quads. filters_first: makes ONNX conv weights."""
-    if not host().bytes_at_once or not quads.worth(filters_first(low.value(i)), groups):
+    if not host().bytes_at_once or not quads.worth(filters_first(low.value(i))):
         return (low.pack(i, ("int8 dense", key, int(NR)), lambda v: qproduct.pack(filters_first(v), groups)),)
     made: list[np.ndarray] = []
 

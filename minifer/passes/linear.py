@@ -112,11 +112,13 @@ def _scaled(found: Matcher, scale: Node, consts: dict[str, Any]) -> tuple[Node, 
         return None
     name = next((n for n in scale.inputs if found.alone(n, "MatMul", "Add")), "")
     factor = found.constants.get(other(scale, name)) if name else None
-    shape = found.shape(scale.outputs[0])
-    if factor is None or factor.dtype != np.float32 or not shape or (scale.op == "Div" and name != scale.inputs[0]):
+    if factor is None or factor.dtype != np.float32 or (scale.op == "Div" and name != scale.inputs[0]):
         return None
     product, weight, bias = _product(found, name)
-    if product is None or weight is None or weight.ndim != 2 or weight.dtype != np.float32 or factor.ndim > len(shape):
+    if product is None or weight is None or weight.ndim != 2 or weight.dtype != np.float32:
+        return None
+    shape = found.shape(scale.outputs[0])
+    if not shape or factor.ndim > len(shape):
         return None
     columns = weight.shape[1]
     if factor.size != 1 and factor.shape != (1,) * (factor.ndim - 1) + (columns,):

@@ -10,7 +10,10 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 
+import numpy as np
+
 ALIGNMENT = 64  # bytes: one cache line, and any vector
+FEW = 500  # buffers up to which a plain loop is quicker than NumPy's calls
 
 
 def place(intervals: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
@@ -18,10 +21,17 @@ def place(intervals: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
 
     Two buffers whose step ranges (both ends included) meet never overlap in memory.
     """
-    offsets = [0] * len(intervals)
     sizes = [(size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT for _, _, size in intervals]
+    order = sorted(range(len(intervals)), key=lambda i: (-sizes[i], i))
+    offsets = (_lowest if len(intervals) <= FEW else _lowest_of_many)(order, intervals, sizes)
+    return offsets, max((start + taken for start, taken in zip(offsets, sizes)), default=0)
+
+
+def _lowest(order: Sequence[int], intervals: Sequence[tuple[int, int, int]], sizes: Sequence[int]) -> list[int]:
+    """The lowest free offset of each buffer, taken in this order."""
+    offsets = [0] * len(sizes)
     placed: list[tuple[int, int, int, int]] = []  # start, end, first and last step of what is placed, by rising start
-    for i in sorted(range(len(intervals)), key=lambda i: (-sizes[i], i)):
+    for i in order:
         (first, last, _), size = intervals[i], sizes[i]
         start = 0  # the lowest place behind what was looked at so far
         for low, high, begin, end in placed:
@@ -32,7 +42,24 @@ def place(intervals: Sequence[tuple[int, int, int]]) -> tuple[list[int], int]:
                     start = high
         offsets[i] = start
         insort(placed, (start, start + size, first, last))
-    return offsets, max((start + taken for start, taken in zip(offsets, sizes)), default=0)
+    return offsets
+
+
+def _lowest_of_many(order: Sequence[int], intervals: Sequence[tuple[int, int, int]], sizes: Sequence[int]) -> list[int]:
+    """The same, looking at all that is placed at once."""
+    offsets = [0] * len(sizes)
+    placed = np.zeros((4, len(sizes)), np.int64)  # first and last step, start and end of what is placed, as above
+    for done, i in enumerate(order):
+        (first, last, _), size = intervals[i], sizes[i]
+        near = placed[:, :done]
+        near = near[2:, (near[0] <= last) & (near[1] >= first)]
+        free = np.maximum.accumulate(np.concatenate([[0], near[1]]))  # where a gap before each would begin
+        fits = near[0] - free[:-1] >= size
+        start = offsets[i] = int(free[fits.argmax() if fits.any() else -1])
+        at = int(np.searchsorted(placed[2, :done], start))
+        placed[:, at + 1 : done + 1] = placed[:, at:done]
+        placed[:, at] = first, last, start, start + size
+    return offsets
 
 
 def lower_bound(intervals: Sequence[tuple[int, int, int]]) -> int:

@@ -122,6 +122,18 @@ def test_other_bounds_are_no_hard_swish():
     check(model(nodes, {"x": draw(50)}, consts, ["y"]), {"x": draw(50)}, ["Add", "Clip", "Mul", "Div"])
 
 
+def test_passes_that_find_nothing_give_back_the_very_graph():
+    """Then it need not be checked again, and what was found of it holds for the next pass."""
+    branch = Graph((), ("v",), (node("Neg", ["x"], ["v"]),), {}, {}, "branch")
+    nodes = [
+        node("Conv", ["x", "w"], ["a"]), node("Clip", ["a", "low"], ["b"]),
+        node("If", ["c"], ["d"], then_branch=branch, else_branch=branch), node("Mul", ["b", "d"], ["y"]),
+    ]  # fmt: skip
+    consts = {"w": draw(2, 2, 1, 1), "low": np.zeros((), np.float32)}
+    graph = model(nodes, {"x": draw(1, 2, 3, 3), "c": np.array(True)}, consts, ["y"]).graph
+    assert optimise(graph) is graph
+
+
 def test_the_driver_names_the_pass_that_broke_the_graph(monkeypatch):
     def breaks(graph):
         return graph.with_(nodes=graph.nodes[1:])

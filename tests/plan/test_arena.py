@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,3 +38,19 @@ def test_chain_needs_two_buffers():
     """a -> b -> c -> d of equal size: two places suffice."""
     spans = [(i, i + 1, 1024) for i in range(10)]
     assert arena.place(spans)[1] == 2048 == arena.lower_bound(spans)
+
+
+def test_offsets_are_those_of_greedy_by_size():
+    """The largest first, each in the lowest gap that is free all its life."""
+    spans = [(0, 2, 128), (1, 1, 256), (2, 4, 64), (3, 4, 192), (0, 0, 256), (5, 5, 0)]
+    assert arena.place(spans) == ([256, 0, 192, 0, 0, 0], 384)
+    assert arena.place([]) == ([], 0)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(intervals)
+def test_many_buffers_are_placed_as_few_are(spans):
+    few = arena.place(spans)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arena, "FEW", -1)
+        assert arena.place(spans) == few
