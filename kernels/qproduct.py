@@ -96,10 +96,15 @@ def geometry(
 ) -> np.ndarray:
     """The table for a convolution, with the size of its blocks."""
     g = conv_geometry(batch, channels, filters, groups, in_size, out_size, taps, strides, pads, dilations)
-    mr, pixels = int(MR), batch * out_size[0] * out_size[1] * out_size[2]
-    most = max(mr, BLOCK_BYTES // (2 * depth(g) + 2 * filters) // mr * mr)
+    return in_blocks(g, int(MR), 2 * depth(g) + 2 * filters, threads)
+
+
+def in_blocks(g: np.ndarray, rows: int, row_bytes: int, threads: int) -> np.ndarray:
+    """The table with the size of blocks set: a multiple of `rows` pixels, each of which takes `row_bytes`."""
+    pixels = int(g[BATCH] * g[OUT_D] * g[OUT_H] * g[OUT_W])
+    most = max(rows, BLOCK_BYTES // row_bytes // rows * rows)
     count = max(-(-pixels // most), min(2 * threads, pixels // 64)) if threads > 1 else -(-pixels // most)
-    g[BLOCK] = -(-pixels // (max(count, 1) * mr)) * mr
+    g[BLOCK] = -(-pixels // (max(count, 1) * rows)) * rows
     return g
 
 
@@ -140,39 +145,56 @@ def padded(values: np.ndarray, count: int) -> np.ndarray:
 # ---------------------------------------------------------------- the left side
 
 
-def fill(x, a, zero, flip, g, first, count, group, long):
-    """Write `count` rows of the patch matrix from pixel `first` on, widened and less the zero point, to a."""
-    channels, groups = g[CHANNELS], g[GROUPS]
-    of = channels // groups
-    height, width, taps = g[IN_H], g[IN_W], g[TAPS_W]
-    straight = of == channels and g[DILATION_W] == 1
-    for i in range(count):
-        pixel = first + i
-        ow, rest = pixel % g[OUT_W], pixel // g[OUT_W]
-        oh, rest = rest % g[OUT_H], rest // g[OUT_H]
-        od, image = rest % g[OUT_D], rest // g[OUT_D]
-        w = ow * g[STRIDE_W] - g[PAD_W]
-        inside = straight and w >= 0 and w + taps <= width
-        target = a + i * long
-        for td in range(g[TAPS_D]):
-            d = od * g[STRIDE_D] - g[PAD_D] + td * g[DILATION_D]
-            for th in range(g[TAPS_H]):
-                h = oh * g[STRIDE_H] - g[PAD_H] + th * g[DILATION_H]
-                line = x + (((image * g[IN_D] + d) * height + h) * width * channels + group * of)
-                if d < 0 or d >= g[IN_D] or h < 0 or h >= height:
-                    clear(target, taps * of)
-                elif inside:
-                    widen_run(line + w * channels, target, taps * of, flip, zero)
-                else:
-                    for tw in range(taps):
-                        v = w + tw * g[DILATION_W]
-                        if v >= 0 and v < width:
-                            widen_run(line + v * channels, target + tw * of, of, flip, zero)
-                        else:
-                            clear(target + tw * of, of)
-                target = target + taps * of
-        if g[TAPS_D] * g[TAPS_H] * taps * of % 2 != 0:
-            target[0] = 0
+def patches(copy, blank):
+    """Make the function that writes rows of the patch matrix.
+
+    copy(x, y, n, flip, zero) copies n bytes to elements of the matrix, blank(y, n, zero) writes n elements that stand
+    for pixels outside of the image.
+    """
+
+    def fill(x, a, zero, flip, g, first, count, group, long):
+        """Write `count` rows of the patch matrix, `long` elements each, from pixel `first` on to a."""
+        channels, groups = g[CHANNELS], g[GROUPS]
+        of = channels // groups
+        height, width, taps = g[IN_H], g[IN_W], g[TAPS_W]
+        straight = of == channels and g[DILATION_W] == 1
+        for i in range(count):
+            pixel = first + i
+            ow, rest = pixel % g[OUT_W], pixel // g[OUT_W]
+            oh, rest = rest % g[OUT_H], rest // g[OUT_H]
+            od, image = rest % g[OUT_D], rest // g[OUT_D]
+            w = ow * g[STRIDE_W] - g[PAD_W]
+            inside = straight and w >= 0 and w + taps <= width
+            target = a + i * long
+            for td in range(g[TAPS_D]):
+                d = od * g[STRIDE_D] - g[PAD_D] + td * g[DILATION_D]
+                for th in range(g[TAPS_H]):
+                    h = oh * g[STRIDE_H] - g[PAD_H] + th * g[DILATION_H]
+                    line = x + (((image * g[IN_D] + d) * height + h) * width * channels + group * of)
+                    if d < 0 or d >= g[IN_D] or h < 0 or h >= height:
+                        blank(target, taps * of, zero)
+                    elif inside:
+                        copy(line + w * channels, target, taps * of, flip, zero)
+                    else:
+                        for tw in range(taps):
+                            v = w + tw * g[DILATION_W]
+                            if v >= 0 and v < width:
+                                copy(line + v * channels, target + tw * of, of, flip, zero)
+                            else:
+                                blank(target + tw * of, of, zero)
+                    target = target + taps * of
+            for p in range(g[TAPS_D] * g[TAPS_H] * taps * of, long):  # their weights are 0
+                a[i * long + p] = 0
+
+    return fill
+
+
+def blank_run(y, n, zero):
+    """y[i] = 0 for i < n: the zero point is taken off already."""
+    clear(y, n)
+
+
+fill = patches(widen_run, blank_run)
 
 
 # ---------------------------------------------------------------- the end

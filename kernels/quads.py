@@ -27,12 +27,8 @@ from minifer.kernels.conv import (
     BATCH,
     BLOCK,
     CHANNELS,
-    DILATION_D,
-    DILATION_H,
-    DILATION_W,
     FILTERS,
     GROUPS,
-    IN_D,
     IN_H,
     IN_W,
     OUT_D,
@@ -51,10 +47,11 @@ from minifer.kernels.conv import (
 from minifer.kernels.conv import geometry as conv_geometry
 from minifer.kernels.integer import signed
 from minifer.kernels.qproduct import (
-    BLOCK_BYTES,
     ROW,
     bytes_end,
     float_end,
+    in_blocks,
+    patches,
     product_example,
     product_reference,
 )
@@ -117,11 +114,7 @@ def geometry(
 ) -> np.ndarray:
     """The table for a convolution, with the size of its blocks."""
     g = conv_geometry(batch, channels, filters, groups, in_size, out_size, taps, strides, pads, dilations)
-    rows, pixels = int(SHORT), batch * out_size[0] * out_size[1] * out_size[2]
-    most = max(rows, BLOCK_BYTES // (depth(g) + 2 * filters) // rows * rows)
-    count = max(-(-pixels // most), min(2 * threads, pixels // 64)) if threads > 1 else -(-pixels // most)
-    g[BLOCK] = -(-pixels // (max(count, 1) * rows)) * rows
-    return g
+    return in_blocks(g, int(SHORT), depth(g) + 2 * filters, threads)
 
 
 def strip_words(g: np.ndarray) -> int:
@@ -263,8 +256,8 @@ def _match(loads: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 # ---------------------------------------------------------------- the left side
 
 
-def copy_run(x, y, n, flip):
-    """y[i] = x[i] ^ flip for i < n."""
+def copy_run(x, y, n, flip, zero):
+    """y[i] = x[i] ^ flip for i < n; zero is of no use here."""
     i = 0
     while i + 32 <= n:
         vstore(y, i, vload_n(x, i, 32) ^ flip)
@@ -287,39 +280,7 @@ def set_run(y, n, value):
         y[i] = value
 
 
-def fill(x, a, zero, flip, g, first, count, group, long):
-    """Write `count` rows of the patch matrix from pixel `first` on to a; zero: what pixels outside are."""
-    channels, groups = g[CHANNELS], g[GROUPS]
-    of = channels // groups
-    height, width, taps = g[IN_H], g[IN_W], g[TAPS_W]
-    straight = of == channels and g[DILATION_W] == 1
-    for i in range(count):
-        pixel = first + i
-        ow, rest = pixel % g[OUT_W], pixel // g[OUT_W]
-        oh, rest = rest % g[OUT_H], rest // g[OUT_H]
-        od, image = rest % g[OUT_D], rest // g[OUT_D]
-        w = ow * g[STRIDE_W] - g[PAD_W]
-        inside = straight and w >= 0 and w + taps <= width
-        target = a + i * long
-        for td in range(g[TAPS_D]):
-            d = od * g[STRIDE_D] - g[PAD_D] + td * g[DILATION_D]
-            for th in range(g[TAPS_H]):
-                h = oh * g[STRIDE_H] - g[PAD_H] + th * g[DILATION_H]
-                line = x + (((image * g[IN_D] + d) * height + h) * width * channels + group * of)
-                if d < 0 or d >= g[IN_D] or h < 0 or h >= height:
-                    set_run(target, taps * of, zero)
-                elif inside:
-                    copy_run(line + w * channels, target, taps * of, flip)
-                else:
-                    for tw in range(taps):
-                        v = w + tw * g[DILATION_W]
-                        if v >= 0 and v < width:
-                            copy_run(line + v * channels, target + tw * of, of, flip)
-                        else:
-                            set_run(target + tw * of, of, zero)
-                target = target + taps * of
-        for p in range(g[TAPS_D] * g[TAPS_H] * taps * of, long):  # their weights are 0
-            a[i * long + p] = 0
+fill = patches(copy_run, set_run)
 
 
 # ---------------------------------------------------------------- the kernel
