@@ -38,25 +38,27 @@ TAPS_D, TAPS_H, TAPS_W, STRIDE_D, STRIDE_H, STRIDE_W = 10, 11, 12, 13, 14, 15
 PAD_D, PAD_H, PAD_W, DILATION_D, DILATION_H, DILATION_W = 16, 17, 18, 19, 20, 21
 RUN = 22  # channels of one table entry: CHANNELS / GROUPS, or TAPS_W times that where a row of taps is contiguous
 BLOCK = 23  # most output pixels of a block: the table holds BLOCK * taps entries
-GEOMETRY_WORDS = 24
+IN_STEP, OUT_STEP, RESIDUAL_STEP = 24, 25, 26  # elements from one pixel to the next
+GEOMETRY_WORDS = 27
 #: what a block may take of the second-level cache: bytes of the input that it reads, entries of the table
 BLOCK_BYTES, BLOCK_ENTRIES = 1 << 18, 8192
 
 
 def geometry(
-    batch, channels, filters, groups, in_size, out_size, taps, strides, pads, dilations, *, merged=False
+    batch, channels, filters, groups, in_size, out_size, taps, strides, pads, dilations, *, merged=False, gaps=(0, 0, 0)
 ) -> np.ndarray:
     """The table for a convolution; spatial tuples are (depth, height, width), pads are those at the begin.
 
-    `merged`: a row of taps is one run of memory (no padding and no dilation in width, one group).
+    `merged`: a row of taps is one run of memory (no padding and no dilation in width, one group). `gaps`: elements
+    left out behind each pixel of the input, the result and the residual.
     """
     run = channels // groups * (taps[2] if merged else 1)
     entries = taps[0] * taps[1] * (1 if merged else taps[2])
     pixels = min(strides[0], taps[0]) * min(strides[1], taps[1]) * min(strides[2], taps[2])  # read per output pixel
     fitting = min(BLOCK_BYTES // (4 * channels * pixels), BLOCK_ENTRIES // entries)
     block = max(24, min(240, fitting // 24 * 24))
-    table = [batch, channels, filters, groups, *in_size, *out_size, *taps, *strides, *pads, *dilations, run, block]
-    return np.array(table, np.int64)
+    sizes = [batch, channels, filters, groups, *in_size, *out_size, *taps, *strides, *pads, *dilations, run, block]
+    return np.array([*sizes, channels + gaps[0], filters + gaps[1], filters + gaps[2]], np.int64)
 
 
 def scratch_words(g: np.ndarray) -> int:
@@ -94,7 +96,7 @@ def conv_reference(x, weight, bias, residual, y, zeros, table, g, code, first, s
     cg, fg = c // groups, filters // groups
     w = weight.reshape(groups, -1, weight.shape[2], NR).transpose(0, 2, 1, 3)
     w = w.reshape(groups, *taps, cg, -1)[..., :fg].astype(np.float64)
-    source = x.reshape(n, *size, groups, cg).astype(np.float64)
+    source = x[..., :c].reshape(n, *size, groups, cg).astype(np.float64)
     result = np.zeros((n, *out, groups, fg))
     magnitude = np.zeros_like(result)
     for o in np.ndindex(*out):
@@ -105,12 +107,17 @@ def conv_reference(x, weight, bias, residual, y, zeros, table, g, code, first, s
                 for k in range(groups):
                     result[(slice(None), *o, k)] += pixel[:, k] @ w[(k, *t)]
                     magnitude[(slice(None), *o, k)] += abs(pixel[:, k]) @ abs(w[(k, *t)])
-    result, magnitude = result.reshape(y.shape), magnitude.reshape(y.shape)
+    form = (*y.shape[:-1], filters)
+    result, magnitude = result.reshape(form), magnitude.reshape(form)
     if has_bias:
         result, magnitude = result + bias, magnitude + abs(bias)
     if has_residual:
+        residual = residual[..., :filters]
         result, magnitude = result + residual, magnitude + abs(residual)
-    return {"y": (activation_reference(result, code, first, second), np.maximum(magnitude, 1))}
+    expected, error = y.astype(np.float64), np.ones(y.shape)
+    expected[..., :filters] = activation_reference(result, code, first, second)
+    error[..., :filters] = np.maximum(magnitude, 1)
+    return {"y": (expected, error)}
 
 
 def conv_example(rng, size):
@@ -127,15 +134,16 @@ def conv_example(rng, size):
     if merged:
         pad, dilation[2] = [0, 0, 0], 1
         out = [(i - (t - 1) * d - 1) // s + 1 for i, t, d, s in zip(inside, taps, dilation, stride)]
-    g = geometry(n, groups * cg, groups * fg, groups, inside, out, taps, stride, pad, dilation, merged=merged)
-    shape = (n, *out, groups * fg)
+    gaps = (0 if merged else int(rng.integers(0, 3)), int(rng.integers(0, 3)), int(rng.integers(0, 3)))
+    sizes = (n, groups * cg, groups * fg, groups, inside, out, taps, stride, pad, dilation)
+    g = geometry(*sizes, merged=merged, gaps=gaps)
     weight = rng.standard_normal((groups * fg, cg, *taps)).astype("f")
     return {
-        "x": rng.standard_normal((n, *inside, groups * cg)).astype("f"),
+        "x": rng.standard_normal((n, *inside, groups * cg + gaps[0])).astype("f"),
         "weight": pack_weights(weight, groups),
         "bias": rng.standard_normal(groups * fg).astype("f"),
-        "residual": rng.standard_normal(shape).astype("f"),
-        "y": np.full(shape, np.nan, "f"),
+        "residual": rng.standard_normal((n, *out, groups * fg + gaps[2])).astype("f"),
+        "y": np.full((n, *out, groups * fg + gaps[1]), np.nan, "f"),
         "zeros": np.zeros(int(g[RUN]) * groups, "f"),
         "table": np.zeros(8 * scratch_words(g), np.int64),
         "g": g,
@@ -157,6 +165,7 @@ def conv(
 
     x: (batch, depth, height, width, channels); weight: see pack_weights; bias: (filters,); residual and
     y: (batch, out depth, out height, out width, filters); zeros: RUN * GROUPS zeros; table: scratch_words per thread.
+    Pixels lie IN_STEP, OUT_STEP and RESIDUAL_STEP elements apart. residual may be y itself.
     2 * pixels * taps * channels / groups * filters FLOPs. Each result is one sum in the order taps, channels.
     Error: (terms) * 2^-24 times the sum of absolute products at most; about its square root in practice.
     Work is split over output pixels, or over panels of filters where there are few pixels.
@@ -184,6 +193,7 @@ def conv(
         return
     block = block_size(pixel_to - pixel_from, g[BLOCK], MR)
     size = entries * run * NR  # of a panel
+    to_next, to_other = g[OUT_STEP], g[RESIDUAL_STEP]
     for p0 in range(pixel_from, pixel_to, block):
         count = min(block, pixel_to - p0)
         fill_table(mine, g, p0, count, per_row, origin, nothing)
@@ -197,18 +207,18 @@ def conv(
                 m = next_rows(count - i)
                 # each of the first four tiles fetches a quarter of the next panel of weights
                 ahead = (size if turn < 4 else 0) + turn % 4 * (run // 4 * NR)
-                at = (p0 + i) * filters + column
+                target, offset = y + (p0 + i) * to_next + column, residual + (p0 + i) * to_other + column
                 if has_residual != 0:
                     for r in range(m):
-                        prefetch(residual, at + r * filters)
+                        prefetch(offset, r * to_other)
                 if m <= SHORT:
                     acc = product(tile_zero_short(), rows, mine + i, count, b, entries, run, m, ahead)
-                    finish(acc, y + at, bias + column, residual + at, filters, m, n, has_bias, has_residual, code,
-                           first, second)  # fmt: skip
+                    finish(acc, target, bias + column, offset, to_next, to_other, m, n, has_bias, has_residual,
+                           code, first, second)  # fmt: skip
                 else:
                     tile = product(tile_zero(), rows, mine + i, count, b, entries, run, m, ahead)
-                    finish(tile, y + at, bias + column, residual + at, filters, m, n, has_bias, has_residual, code,
-                           first, second)  # fmt: skip
+                    finish(tile, target, bias + column, offset, to_next, to_other, m, n, has_bias, has_residual,
+                           code, first, second)  # fmt: skip
                 i += m
                 turn += 1
 
@@ -244,18 +254,18 @@ def fill_row(table, count, g, row, column, length, per_row, origin, nothing):
     image = rest // g[OUT_D] * depth
     d0 = rest % g[OUT_D] * g[STRIDE_D] - g[PAD_D]
     h0 = row % g[OUT_H] * g[STRIDE_H] - g[PAD_H]
-    stride, channels = g[STRIDE_W], g[CHANNELS]
+    stride, step = g[STRIDE_W], g[IN_STEP]
     for kd in range(g[TAPS_D]):
         d = d0 + kd * g[DILATION_D]
         for kh in range(g[TAPS_H]):
             h = h0 + kh * g[DILATION_H]
-            line = origin + ((image + d) * height + h) * width * channels
+            line = origin + ((image + d) * height + h) * width * step
             inside = d >= 0 and d < depth and h >= 0 and h < height
             for kw in range(per_row):
                 w0 = column * stride - g[PAD_W] + kw * g[DILATION_W]
                 for i in range(length):
                     w = w0 + i * stride
-                    table[i] = line + w * channels if inside and w >= 0 and w < width else nothing
+                    table[i] = line + w * step if inside and w >= 0 and w < width else nothing
                 table = table + count
 
 

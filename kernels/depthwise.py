@@ -142,9 +142,7 @@ def depthwise_example(rng, size):
     }
 
 
-@kernel(
-    reference=depthwise_reference, example=depthwise_example, outputs=("y", "buffer", "lines"), tolerance=2e-6
-)
+@kernel(reference=depthwise_reference, example=depthwise_example, outputs=("y", "buffer", "lines"), tolerance=2e-6)
 def depthwise(
     x: ptr_f32, weight: ptr_f32, bias: ptr_f32, residual: ptr_f32, y: ptr_f32, buffer: ptr_f32, lines: ptr_i64,
     g: ptr_i64, tile: i64, columns: i64, group: i64,

@@ -61,20 +61,20 @@ def gemm_example(rng, size):
     if rng.random() < 0.2:
         k = int(rng.integers(BLOCK // (2 * NR), BLOCK // NR))  # one panel is a block
         m, n = min(m, 8), min(n, 17)
-    lda, ldc = k + int(rng.integers(0, 3)), n + int(rng.integers(0, 3))
+    lda, ldc, ldr = (size + int(rng.integers(0, 3)) for size in (k, n, n))
     return {
         "a": rng.standard_normal((m, lda)).astype(np.float32),
         "b": pack(rng.standard_normal((k, n)).astype(np.float32)),
         "c": np.full((m, ldc), np.nan, np.float32),
         "bias": rng.standard_normal(n).astype(np.float32),
-        "residual": rng.standard_normal((m, ldc)).astype(np.float32),
-        "m": m, "n": n, "k": k, "lda": lda, "ldc": ldc, "has_bias": int(rng.integers(0, 2)),
+        "residual": rng.standard_normal((m, ldr)).astype(np.float32),
+        "m": m, "n": n, "k": k, "lda": lda, "ldc": ldc, "ldr": ldr, "has_bias": int(rng.integers(0, 2)),
         "has_residual": int(rng.integers(0, 2)), "code": int(rng.integers(0, 2)), "first": 0.25,
         "second": np.inf if rng.random() < 0.5 else 6.0,
     }  # fmt: skip
 
 
-def gemm_reference(a, b, c, bias, residual, m, n, k, lda, ldc, has_bias, has_residual, code, first, second):
+def gemm_reference(a, b, c, bias, residual, m, n, k, lda, ldc, ldr, has_bias, has_residual, code, first, second):
     wide_a = a[:, :k].astype(np.float64)
     wide_b = b.transpose(1, 0, 2).reshape(k, b.shape[0] * NR)[:, :n].astype(np.float64)
     offset = bias.astype(np.float64) * has_bias + residual[:, :n].astype(np.float64) * has_residual
@@ -132,14 +132,14 @@ def block_size(total, largest, multiple):
 @kernel(reference=gemm_reference, example=gemm_example, outputs=("c",), tolerance=3e-7)
 def gemm(
     a: ptr_f32, b: ptr_f32, c: ptr_f32, bias: ptr_f32, residual: ptr_f32, m: i64, n: i64, k: i64, lda: i64, ldc: i64,
-    has_bias: i64, has_residual: i64, code: i64, first: f32, second: f32, tid: i64, nthreads: i64,
+    ldr: i64, has_bias: i64, has_residual: i64, code: i64, first: f32, second: f32, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """C[i, j] = activate(sum_p A[i, p] B[p, j] + bias[j] + residual[i, j]).
 
-    A: (m, k), stride lda; B: packed; C: (m, n), stride ldc.
+    A: (m, k), stride lda; B: packed; C: (m, n), stride ldc; residual: (m, n), stride ldr, may be C itself.
 
     2 m n k FLOPs. Threads share rows if there are many, else columns. Error <= 3e-7 * (sum_p |A B| + |bias| + 1),
-    more by sqrt(k) units in the worst case; the order of the sum depends on k alone. bias and residual (stride ldc)
+    more by sqrt(k) units in the worst case; the order of the sum depends on k alone. bias and residual
     are read where has_bias and has_residual are not 0; code, first, second: see activation.py.
     """
     first_row, last_row, first_column, last_column = 0, m, 0, n
@@ -171,20 +171,22 @@ def gemm(
             quarter, next_tile = group * k + turn * (k // 4 * NR), a + (i + valid) * lda
             for j in range(block, end, NR):
                 panel, columns = b + j * k, min(NR, n - j)
-                target, offset = c + (i * ldc + j), residual + (i * ldc + j)
+                target, offset = c + (i * ldc + j), residual + (i * ldr + j)
                 ahead = panel + quarter if fetch_block else next_tile + min(j - block, 2 * NR) * (k // 4)
                 if has_residual != 0:
                     for r in range(valid):
-                        prefetch(offset, r * ldc)
+                        prefetch(offset, r * ldr)
                 if valid <= SHORT:
                     acc = accumulate_ahead(tile_zero_short(), rows, panel, k, ahead, 1)
                     finish(
-                        acc, target, bias + j, offset, ldc, valid, columns, has_bias, has_residual, code, first, second
+                        acc, target, bias + j, offset, ldc, ldr, valid, columns, has_bias, has_residual, code, first,
+                        second,
                     )  # fmt: skip
                 else:
                     full = accumulate_ahead(tile_zero(), rows, panel, k, ahead, 1)
                     finish(
-                        full, target, bias + j, offset, ldc, valid, columns, has_bias, has_residual, code, first, second
+                        full, target, bias + j, offset, ldc, ldr, valid, columns, has_bias, has_residual, code, first,
+                        second,
                     )  # fmt: skip
             i += valid
             turn += 1
@@ -225,15 +227,15 @@ def row_product(a, b, c, bias, residual, j, stop, n, k, has_bias, has_residual, 
 def row_end(acc, c, bias, residual, j, n, has_bias, has_residual, code, first, second):
     """finish for the columns from j of a lone row."""
     columns = min(NR, n - j)
-    finish(acc, c + j, bias + j, residual + j, n, 1, columns, has_bias, has_residual, code, first, second)
+    finish(acc, c + j, bias + j, residual + j, n, n, 1, columns, has_bias, has_residual, code, first, second)
 
 
-def finish(acc, target, bias, residual, ldc, valid, columns, has_bias, has_residual, code, first, second):
+def finish(acc, target, bias, residual, ldc, ldr, valid, columns, has_bias, has_residual, code, first, second):
     """What comes behind the product, and the store."""
     if has_bias != 0:
         acc = tile_bias(acc, bias, columns)
     if has_residual != 0:
-        acc = tile_add(acc, residual, ldc, valid, columns)
+        acc = tile_add(acc, residual, ldr, valid, columns)
     if code == CLAMP:
         acc = tile_clamp(acc, first, second)
     tile_store(target, ldc, acc, valid, columns)

@@ -242,7 +242,7 @@ def transpose_reference(x, y, batch, rows, columns):
 
 @kernel(reference=transpose_reference, example=transpose_example, tolerance=0, over={"T": WIDTHS})
 def transpose_matrices(x: ptr("T"), y: ptr("T"), batch: i64, rows: i64, columns: i64, tid: i64, nthreads: i64):
-    """y[b, c, r] = x[b, r, c]. x: (batch, rows, columns), y: (batch, columns, rows). """
+    """y[b, c, r] = x[b, r, c]. x: (batch, rows, columns), y: (batch, columns, rows)."""
     down, across = panels_down(rows, columns), panels_across(rows, columns)
     panels = batch * down * across
     for panel in range(share(panels, tid, nthreads), share(panels, tid + 1, nthreads)):

@@ -36,8 +36,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,8 +44,7 @@ from minifer.kernels.simd import SCALARS as SCALARS
 from minifer.kernels.simd import Ptr, Scalar, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 
 
-@dataclass(frozen=True)
-class Pointer:
+class Pointer(NamedTuple):
     """The type of a pointer parameter. `element` is a Scalar, or the name of a type variable of `over`."""
 
     element: Scalar | str
@@ -55,8 +53,7 @@ class Pointer:
         return f"ptr_{self.element}"
 
 
-@dataclass(frozen=True)
-class Variable:
+class Variable(NamedTuple):
     """A scalar parameter whose type is a type variable of `over`."""
 
     name: str
@@ -77,8 +74,7 @@ def scalar(variable: str) -> Any:
     return Variable(variable)
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(NamedTuple):
     """One parameter of a kernel: its name and `Pointer` or `Scalar` type."""
 
     name: str

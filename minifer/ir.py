@@ -1,6 +1,6 @@
 """The intermediate representation: Model, Graph, Node and the types of values.
 
-All classes are frozen; a pass makes a new graph. Edges are value names. A graph is in static single
+All classes are frozen records; a pass makes a new graph. Edges are value names. A graph is in static single
 assignment form: each name is written once (by a graph input, a constant or one node), and nodes stand in
 an order in which every value is written before it is read. Subgraphs (the bodies of If, Loop and Scan) are
 Graph attributes; they may read names of the graphs around them. Local functions are inlined when a model
@@ -10,26 +10,32 @@ is read, so a graph holds operators alone, each with the opset version it was wr
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minifer import dtypes
 from minifer.errors import ModelError
+from minifer.record import Record
 
 Dim = int | str | None  # a size, a symbol, or unknown
 _SIZES = frozenset({int})  # the types of the dimensions of a concrete shape
 _ARRAYS = (np.ndarray, np.generic)
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class TensorType:
+class TensorType(Record):
     """A dense tensor: element type name and shape. `shape` None means unknown rank."""
 
     dtype: str
     shape: tuple[Dim, ...] | None = None
+
+    if not TYPE_CHECKING:  # as Record's own, but quicker: very many are made
+
+        def __init__(self, dtype, shape=None):
+            self.dtype, self.shape = dtype, shape
 
     @cached_property
     def concrete(self) -> bool:
@@ -52,8 +58,7 @@ class TensorType:
         return f"{self.dtype}[{dims}]"
 
 
-@dataclass(frozen=True)
-class SparseTensorType:
+class SparseTensorType(Record):
     """A sparse tensor (COO); held as a `SparseTensor`."""
 
     dtype: str
@@ -63,8 +68,7 @@ class SparseTensorType:
         return f"sparse {TensorType(self.dtype, self.shape)}"
 
 
-@dataclass(frozen=True)
-class SequenceType:
+class SequenceType(Record):
     """A sequence of values of one type; held as a Python list."""
 
     element: Type | None
@@ -73,8 +77,7 @@ class SequenceType:
         return f"sequence({'?' if self.element is None else self.element})"
 
 
-@dataclass(frozen=True)
-class OptionalType:
+class OptionalType(Record):
     """A value that may be absent; held as the value itself, or None."""
 
     element: Type | None
@@ -83,8 +86,7 @@ class OptionalType:
         return f"optional({'?' if self.element is None else self.element})"
 
 
-@dataclass(frozen=True)
-class MapType:
+class MapType(Record):
     """A map from int64 or string keys; held as a Python dict."""
 
     key: str
@@ -97,8 +99,7 @@ class MapType:
 Type = TensorType | SparseTensorType | SequenceType | OptionalType | MapType
 
 
-@dataclass(frozen=True, eq=False)
-class SparseTensor:
+class SparseTensor(Record, eq=False):
     """COO sparse tensor: `values` (nnz,), `indices` (nnz,) linear or (nnz, rank), `shape`."""
 
     values: np.ndarray
@@ -135,8 +136,7 @@ def type_of_value(value: Any) -> Type:
     raise TypeError(f"{type(value).__name__} is no ONNX value")
 
 
-@dataclass(frozen=True, eq=False)
-class Node:
+class Node(Record, eq=False):
     """One operator call. `inputs` and `outputs` are value names, "" where an optional one is left out.
 
     `version` is the opset version of `domain` that the node was written for ("" is ai.onnx).
@@ -147,21 +147,21 @@ class Node:
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attrs: Mapping[str, Any] = field(default_factory=dict)
+    attrs: Mapping[str, Any] = NOTHING
     name: str = ""
     domain: str = ""
     version: int = 0
 
+    if not TYPE_CHECKING:  # as Record's own, but quicker: very many are made
+
+        def __init__(self, op, inputs, outputs, attrs=NOTHING, name="", domain="", version=0):
+            self.op, self.inputs, self.outputs, self.attrs = op, inputs, outputs, attrs
+            self.name, self.domain, self.version = name, domain, version
+
     @cached_property
     def subgraphs(self) -> tuple[Graph, ...]:
         """The graphs among the attributes."""
-        found: list[Graph] = []
-        for value in self.attrs.values():
-            if isinstance(value, Graph):
-                found.append(value)
-            elif isinstance(value, tuple):
-                found += [v for v in value if isinstance(v, Graph)]
-        return tuple(found)
+        return _graphs_among(self.attrs)
 
     @property
     def subgraphs_any(self) -> bool:
@@ -189,14 +189,23 @@ class Node:
         return f"{', '.join(self.outputs)} = {self.op}({', '.join(self.inputs)}){' {' + attrs + '}' if attrs else ''}"
 
 
+def _graphs_among(attrs: Mapping[str, Any]) -> tuple[Graph, ...]:
+    found: list[Graph] = []
+    for value in attrs.values():
+        if isinstance(value, Graph):
+            found.append(value)
+        elif isinstance(value, tuple):
+            found += [v for v in value if isinstance(v, Graph)]
+    return tuple(found)
+
+
 def _attr_text(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"<{value.dtype}{list(value.shape)}>" if value.size > 8 else str(value.tolist())
     return f"<graph {value.name}>" if isinstance(value, Graph) else repr(value)
 
 
-@dataclass(frozen=True, eq=False)
-class Graph:
+class Graph(Record, eq=False):
     """Inputs, outputs and constants are names; `types` gives the declared type of a name where one is known.
 
     A name in both `inputs` and `consts` is an input with a default value.
@@ -205,13 +214,9 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     nodes: tuple[Node, ...]
-    consts: Mapping[str, Any] = field(default_factory=dict)
-    types: Mapping[str, Type] = field(default_factory=dict)
+    consts: Mapping[str, Any] = NOTHING
+    types: Mapping[str, Type] = NOTHING
     name: str = ""
-
-    def with_(self, **changes: Any) -> Graph:
-        """A copy with some fields changed."""
-        return replace(self, **changes)
 
     def captured(self) -> tuple[str, ...]:
         """Names of outer graphs that this graph (or a graph inside it) reads, in order of first use."""
@@ -263,8 +268,7 @@ class Graph:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
+class Model(Record, eq=False):
     """A graph with what the file says about it. `opsets` maps domain -> version imported by the main graph."""
 
     graph: Graph
@@ -275,4 +279,4 @@ class Model:
     domain: str = ""
     model_version: int = 0
     doc: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = NOTHING

@@ -2,13 +2,15 @@
 
 A child has only the thread that forked. A lock that another thread of the parent held then would stay held for ever.
 What our locks guard is changed in single steps, so the child may go on with a new lock.
+
+`_thread.RLock` is `threading.RLock`, without the rest of that module, which many programs never need.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import weakref
+from _thread import RLock
 
 
 class Lock:
@@ -19,7 +21,7 @@ class Lock:
         _all.add(self)
 
     def _renew(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def __enter__(self) -> None:
         self._lock.acquire()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from minifer.collector import collector_paused
 from minifer.errors import InputError, MiniferError, ModelError
 from minifer.locks import Lock
 from minifer.runtime import stored
@@ -19,8 +20,9 @@ from minifer.runtime import stored
 if TYPE_CHECKING:
     from minifer.ir import Dim, Graph, Model, Type
     from minifer.plan.plan import Plan
-    from minifer.runtime.execute import Executor, Limits, Settings
+    from minifer.runtime.execute import Executor
     from minifer.runtime.profile_report import Profile
+    from minifer.runtime.settings import Limits, Settings
     from minifer.runtime.storing import Keeper
 
 
@@ -81,12 +83,15 @@ def load(
     file = None
     if not limits and executor != "reference":
         file = stored.model_file(source, (threads or _cpus(), bool(optimize), executor))
-    if file is None:
+    found = None if file is None else stored.find(file)
+    if found is not None:
+        return Session._from_stored(found, options)
+    with collector_paused():
+        if file is not None:
+            return Session._to_store(file, options)
         from minifer.onnx_io import read_model
 
         return Session(read_model(source), **options)
-    found = stored.find(file)
-    return Session._from_stored(found, options) if found is not None else Session._to_store(file, options)
 
 
 class Session:
@@ -120,6 +125,7 @@ class Session:
         self._closed = False
         self._stored: stored.Stored | None = None
         self._keeper: Keeper | None = None
+        self._to_keep: tuple[Any, ...] | None = None  # what a keeper is made of, once there is a plan to keep
         self._lock = Lock()
 
     @classmethod
@@ -139,31 +145,26 @@ class Session:
         model, beside = read_data(memoryview(file.data), file.path or None)
         session = cls(model, **options)
         seconds = time.monotonic() - began
-        if file.lasting and session.settings.native:
+        if file.lasting:
             with contextlib.suppress(OSError):
-                from minifer.runtime.storing import Keeper
-
-                session._keeper = Keeper(file, model, beside, seconds)
+                session._to_keep = (file, [(path, stored.stamp_of(os.stat(path))) for path in beside], seconds)
         return session
 
     def _set_up(self, model: Model) -> None:
         """Everything that needs the graph."""
         from minifer.passes import optimise
-        from minifer.runtime import kernels_available
         from minifer.runtime.check import check_supported
-        from minifer.runtime.execute import Settings, limits_of
+        from minifer.runtime.settings import Settings, limits_of
 
         limits = limits_of(self._options["limits"])
         if any(node.op == "Gradient" for node in model.graph.nodes):
-            from dataclasses import replace
-
             from minifer.passes.gradient import expand_gradients
 
-            model = replace(model, graph=expand_gradients(model.graph))
+            model = model.with_(graph=expand_gradients(model.graph))
         check_supported(model.graph)
         self._options["limits"] = limits
         executor = self._options["executor"]
-        native = executor == "native" or (executor == "auto" and kernels_available())
+        native = None if executor == "auto" else executor == "native"
         self.settings = Settings(self._options["threads"] or _cpus(), native, limits)
         self.graph = optimise(model.graph, limits.max_bytes) if self._options["optimize"] else model.graph
         self._executors = {}
@@ -207,9 +208,8 @@ class Session:
                 raise ModelError("the files with the model's weights have changed: load the model again")
             self._set_up(model)
             with contextlib.suppress(OSError):
-                from minifer.runtime.storing import Keeper
-
-                self._keeper = Keeper(found.model, model, beside, time.monotonic() - began)
+                stamps = [(path, stored.stamp_of(os.stat(path))) for path in beside]
+                self._to_keep = (found.model, stamps, time.monotonic() - began)
             self._stored = None
 
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
@@ -238,18 +238,23 @@ class Session:
         values = self._checked(feeds)
         executor = self._executor(values)
         made = dict(zip(self.graph.outputs, executor.run(values)))
-        if self._keeper is not None:
+        if self._keeper is not None or self._to_keep is not None:
             self._keep_plan(executor, values)
         return made if outputs is None else {n: made[n] for n in outputs}
 
     def _keep_plan(self, executor: Executor, values: Mapping[str, Any]) -> None:
-        keeper = self._keeper
-        if keeper is None or any(n in self.graph.consts for n in values):
+        if any(n in self.graph.consts for n in values):
             return
         with self._lock:
-            keeper.after_run(executor, values)
-        if keeper.tries <= 0:
-            self._keeper = None
+            if self._to_keep is not None and self.settings.native:
+                from minifer.runtime.storing import Keeper
+
+                self._keeper = Keeper(self.model, *self._to_keep)
+            self._to_keep = None
+            if self._keeper is not None:
+                self._keeper.after_run(executor, values)
+                if self._keeper.tries <= 0:
+                    self._keeper = None
 
     def __call__(self, *args: Any, **named: Any) -> dict[str, Any]:
         """`session(x, y)` or `session(name=x)`: inputs by position or name."""
@@ -316,17 +321,15 @@ class Session:
 
     def save(self, path: str | os.PathLike[str], external_data: bool | None = None) -> None:
         """Write the graph as it runs (after the optimising passes) as an .onnx file."""
-        from dataclasses import replace
-
         from minifer.onnx_io import save_model
 
-        save_model(replace(self.model, graph=self.graph), path, external_data=external_data)
+        save_model(self.model.with_(graph=self.graph), path, external_data=external_data)
 
     def close(self) -> None:
         """Free plans, packed weights and workspaces; the session cannot run any more."""
         with self._lock:
             self._closed = True
-            self._stored = self._keeper = None
+            self._stored = self._keeper = self._to_keep = None
             if "settings" in self.__dict__:
                 self._executors.clear()
                 self.settings.plans.clear()

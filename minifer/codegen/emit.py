@@ -56,9 +56,7 @@ def emit_assembly(text: str, exports: Iterable[str], target: Target) -> str:
 HEADER = 'target datalayout = "e"\ntarget triple = "x86_64-unknown-linux-gnu"'
 
 
-def emit_linked(
-    text: str, exports: Iterable[str], parts: Iterable[tuple[str, Iterable[str]]], target: Target
-) -> bytes:
+def emit_linked(text: str, exports: Iterable[str], parts: Iterable[tuple[str, Iterable[str]]], target: Target) -> bytes:
     """Object code of an IR text linked with others: `parts` are texts and what each defines for the first.
 
     Only `exports` stay visible.

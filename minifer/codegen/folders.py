@@ -1,9 +1,17 @@
-"""The user's cache directory. A module of its own, because a program that finds its plans there needs nothing else."""
+"""The user's cache directory, and the digest that what is kept there goes by.
+
+A module of its own, because a program that finds its plans there needs nothing else.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+
+try:  # hashlib would load OpenSSL, for nothing
+    from _blake2 import blake2b as blake2b
+except ImportError:
+    from hashlib import blake2b as blake2b
 
 
 def user_cache() -> str:

@@ -10,7 +10,6 @@ With warm caches nothing here imports numba or llvmlite.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -30,13 +29,6 @@ _loaded: dict[Unit, Any] = {}
 _paths: dict[Unit, str] = {}  # of what is loaded
 _addresses: dict[str, int] = {}
 _failed: dict[Unit, str] = {}
-
-
-def available() -> bool:
-    """Whether kernels can run here: Numba is installed, or built libraries came with the package."""
-    if store.numba_version():
-        return True
-    return os.path.isdir(store.PREBUILT) and any(f"-{host().name}-" in name for name in os.listdir(store.PREBUILT))
 
 
 def ensure(specs: Iterable[Spec | KernelGroup], progress: bool | None = None) -> None:

@@ -13,23 +13,24 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from hashlib import sha256
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import minifer.kernels as kernels
-from minifer.codegen.folders import user_cache
-from minifer.kernels import spec as registry
-from minifer.kernels.target import Target
+from minifer.codegen.folders import blake2b, user_cache
+
+if TYPE_CHECKING:
+    from minifer.kernels import spec
+    from minifer.kernels.target import Target
 
 Unit = tuple[str, str]
-Spec: TypeAlias = registry.KernelSpec | registry.NativeFunction
+Spec: TypeAlias = "spec.KernelSpec | spec.NativeFunction"
 
 #: a shared object where the system loads ELF, else an object file for LLVM's loader
 SUFFIX = ".so" if sys.platform.startswith("linux") or "bsd" in sys.platform else ".o"
 
 #: the code generator's files that decide what is built
 _GENERATOR = ("numba_bridge.py", "lowering.py", "lowering_tile.py", "lower.py", "emit.py", "elf.py", "objects.py")
-_MENTION = re.compile(r"minifer\.kernels\.(\w+)|from minifer\.kernels import ([\w, \n()]+)")
+_MENTION = re.compile(rb"minifer\.kernels(?:\.(\w+)| import ([\w, \n()]+))")
 _MAGIC = b"minifer\x01"
 
 # ---------------------------------------------------------------- units
@@ -40,11 +41,13 @@ _index: tuple[int, dict[Unit, list[Spec]]] = (0, {})
 def by_unit() -> dict[Unit, list[Spec]]:
     """All registered kernels and native functions by unit; grouped anew when more are registered."""
     global _index
+    from minifer.kernels import spec as registry
+
     count = len(registry.KERNELS) + len(registry.NATIVES)
     if _index[0] != count:
         groups: dict[Unit, list[Spec]] = {}
-        for spec in (*registry.KERNELS.values(), *registry.NATIVES.values()):
-            groups.setdefault(spec.unit, []).append(spec)
+        for one in (*registry.KERNELS.values(), *registry.NATIVES.values()):
+            groups.setdefault(one.unit, []).append(one)
         _index = (count, groups)
     return _index[1]
 
@@ -57,9 +60,13 @@ def specs_of(unit: Unit) -> list[Spec]:
 # ---------------------------------------------------------------- keys
 
 
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=32).digest()
+
+
 @functools.cache
-def _text(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
+def _text(path: str) -> bytes:
+    with open(path, "rb") as file:
         return file.read()
 
 
@@ -73,8 +80,8 @@ def _mentioned(path: str) -> list[str]:
     """The kernel sources that a file mentions."""
     found = []
     for match in _MENTION.finditer(_text(path)):
-        names = [match[1]] if match[1] else re.findall(r"\w+", match[2])
-        found += [p for p in map(_kernel_file, names) if p is not None]
+        names = [match[1]] if match[1] else re.findall(rb"\w+", match[2])
+        found += [p for p in map(_kernel_file, map(bytes.decode, names)) if p is not None]
     return list(dict.fromkeys(found))
 
 
@@ -90,24 +97,23 @@ def reached_files(module: str) -> list[str]:
 @functools.cache
 def _generator_digest() -> bytes:
     here = os.path.dirname(__file__)
-    return sha256("".join(_text(os.path.join(here, name)) for name in _GENERATOR).encode()).digest()
+    return _digest(b"".join(_text(os.path.join(here, name)) for name in _GENERATOR))
 
 
 @functools.cache
 def _file_digest(path: str) -> bytes:
-    return sha256(_text(path).encode()).digest()
+    return _digest(_text(path))
 
 
 @functools.cache
 def _sources_digest(module: str) -> bytes:
-    return sha256(b"".join(map(_file_digest, reached_files(module)))).digest()
+    return _digest(b"".join(map(_file_digest, reached_files(module))))
 
 
 def unit_key(unit: Unit, names: Iterable[str], target: Target) -> str:
     """A key that changes with anything that decides what the unit's library holds, but for Numba's version."""
-    digest = sha256(_generator_digest() + _sources_digest(unit[0]))
-    digest.update("\0".join((*sorted(names), unit[1], repr(target))).encode())
-    return digest.hexdigest()[:20]
+    facts = "\0".join((*sorted(names), unit[1], repr(target)))
+    return _digest(_generator_digest() + _sources_digest(unit[0]) + facts.encode()).hex()[:20]
 
 
 def key_of(unit: Unit, target: Target) -> str:
@@ -145,6 +151,15 @@ def numba_version() -> str:
 
 #: libraries that came with the package
 PREBUILT = os.path.join(os.path.dirname(str(kernels.__file__)), "prebuilt")
+
+
+def available() -> bool:
+    """Whether kernels can run here: Numba is installed, or built libraries came with the package."""
+    if numba_version():
+        return True
+    from minifer.kernels.target import host
+
+    return os.path.isdir(PREBUILT) and any(f"-{host().name}-" in name for name in os.listdir(PREBUILT))
 
 
 _temporary = ""
@@ -216,7 +231,7 @@ def read(path: str) -> bytes | None:
     except OSError:
         return None
     data, digest = sealed[:-40], sealed[-40:]
-    return data if digest == sha256(data).digest() + _MAGIC else None
+    return data if digest == _digest(data) + _MAGIC else None
 
 
 def write(path: str, data: bytes) -> None:
@@ -226,7 +241,7 @@ def write(path: str, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".building-")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data + sha256(data).digest() + _MAGIC)
+            file.write(data + _digest(data) + _MAGIC)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -17,8 +17,9 @@ from minifer.ir import Graph, Node, TensorType, Type, type_of_value
 from minifer.plan import arena
 from minifer.plan.lower import Planner
 from minifer.plan.plan import Buffer, KernelStep, Plan, PythonStep, Slot, lifetimes, tensor
-from minifer.runtime.execute import Executor, Settings
+from minifer.runtime.execute import Executor
 from minifer.runtime.records import words_of
+from minifer.runtime.settings import Settings
 
 
 @dataclass

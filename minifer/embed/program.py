@@ -8,7 +8,7 @@ The plans are made for the target's register tile, which the process takes from 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -99,11 +99,11 @@ def _input_types(graph: Graph, shapes: Mapping[str, tuple[int, ...]], dims: Mapp
         if not isinstance(kind, TensorType) or kind.dtype == "string":
             raise UnsupportedError(f"input {name!r} is no tensor of numbers ({kind}): it cannot be compiled")
         if kind.shape is not None and name not in shapes:
-            kind = replace(kind, shape=tuple(dims.get(d, d) if isinstance(d, str) else d for d in kind.shape))
+            kind = kind.with_(shape=tuple(dims.get(d, d) if isinstance(d, str) else d for d in kind.shape))
         if name in shapes:
             kind = _shaped(name, kind, tuple(shapes[name]))
         elif kind.shape is not None and kind.shape[:1] == (None,) and all(isinstance(d, int) for d in kind.shape[1:]):
-            kind = replace(kind, shape=(1, *kind.shape[1:]))
+            kind = kind.with_(shape=(1, *kind.shape[1:]))
         elif not kind.concrete:
             open_inputs.append((name, kind))
             continue
@@ -140,7 +140,7 @@ def _shaped(name: str, kind: TensorType, shape: tuple[int, ...]) -> TensorType:
         )
         if not fits:
             raise ShapeError(f"input {name!r} is {kind} in the model: the shape {shape} does not fit")
-    return replace(kind, shape=shape)
+    return kind.with_(shape=shape)
 
 
 def _example(kind: TensorType) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 from minifer.errors import ModelError
@@ -21,6 +20,8 @@ def in_order(nodes: Sequence[Node]) -> tuple[Node, ...]:
     """
     if _ordered(nodes):
         return tuple(nodes)
+    import heapq
+
     writer = {name: i for i, node in enumerate(nodes) for name in node.outputs if name}
     needs = [{writer[name] for name in reads(node) if name in writer} for node in nodes]
     users: list[list[int]] = [[] for _ in nodes]

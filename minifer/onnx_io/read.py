@@ -10,15 +10,13 @@ subgraph defines under a name that a graph around it uses already (the standard 
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from minifer.collector import collector_paused
 from minifer.errors import ModelError, UnsupportedError
 from minifer.ir import Graph, Model, Node, Type
 from minifer.onnx_io.external import ExternalFiles
@@ -28,6 +26,7 @@ from minifer.onnx_io.source import guess_format, open_source
 from minifer.onnx_io.tensor import read_dense, read_tensor
 from minifer.onnx_io.values import read_attribute, read_type
 from minifer.onnx_io.wire import decode
+from minifer.record import Record
 
 MAX_INLINED = 5_000_000  # nodes and their names that calls may expand to: a few functions can grow without end
 MAX_NESTING = 64  # of function calls and subgraphs
@@ -51,23 +50,12 @@ def read_data(data: memoryview, path: str | None) -> tuple[Model, list[str]]:
     """The model in `data`, and the paths of the files beside `path` that hold some of its weights."""
     if not len(data):
         raise ModelError("not an ONNX file: it is empty")
-    with _collector_paused():  # many objects are made and none dies: half of the time would go into looking for some
+    with collector_paused():
         try:
             files = ExternalFiles(path)
             return _read(data, files), files.paths()
         except MemoryError:
             raise UnsupportedError("the model does not fit into memory") from None
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
 
 
 def _read(data: memoryview, files: ExternalFiles) -> Model:
@@ -102,8 +90,7 @@ class _Scope:
         return None
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(Record):
     """Where nodes are read: in which scope, for which opsets, with which attributes of the call."""
 
     scope: _Scope
@@ -119,20 +106,20 @@ class _Place:
         if self.depth >= MAX_NESTING:
             raise ModelError(f"subgraphs and function calls are nested more than {MAX_NESTING} deep")
         changes.setdefault("scope", _Scope(self.scope))
-        return replace(self, depth=self.depth + 1, **changes)
+        return self.with_(depth=self.depth + 1, **changes)
 
 
-@dataclass
 class _Reader:
     """Builds the graph of one ModelProto."""
 
-    proto: Any
-    files: ExternalFiles
-    functions: dict[tuple[str, str, str], Any] = field(default_factory=dict)
-    taken: set[str] | None = None  # every name of the model, once a new one is needed
-    counts: dict[str, int] = field(default_factory=dict)
-    converted: dict[int, Any] = field(default_factory=dict)  # id of a message -> its value, without graphs in it
-    inlined: int = 0
+    def __init__(self, proto: Any, files: ExternalFiles):
+        self.proto = proto
+        self.files = files
+        self.functions: dict[tuple[str, str, str], Any] = {}
+        self.taken: set[str] | None = None  # every name of the model, once a new one is needed
+        self.counts: dict[str, int] = {}
+        self.converted: dict[int, Any] = {}  # id of a message -> its value, without graphs in it
+        self.inlined = 0
 
     def model(self) -> Model:
         proto = self.proto

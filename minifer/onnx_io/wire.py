@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -225,7 +224,11 @@ class _Decoder:
                 if read is not None:
                     value = read(data, at, stop)
                 elif not repeated and name in values:  # a second part of one message: merge
-                    value = deepcopy(values[name]) if kind.shared else values[name]
+                    value = values[name]
+                    if kind.shared:
+                        from copy import deepcopy
+
+                        value = deepcopy(value)
                     self.message(value, at, stop, depth + 1)
                 elif kind.shared and size < 0x80:
                     raw = bytes(data[at:stop])

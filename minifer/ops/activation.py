@@ -9,19 +9,6 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType, Type
-from minifer.kernels import activation
-from minifer.ops.lower_elementwise import (
-    lower_activation,
-    lower_binary,
-    lower_clip,
-    lower_clip_by_attributes,
-    lower_gelu,
-    lower_is_inf,
-    lower_is_nan,
-    lower_relu,
-    lower_swish,
-    lower_unary,
-)
 from minifer.ops.math import erf
 from minifer.ops.numeric import (
     FLOATS,
@@ -39,7 +26,15 @@ from minifer.ops.numeric import (
     unary_types,
     widen,
 )
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
+
+(
+    lower_activation, lower_binary, lower_clip, lower_clip_by_attributes, lower_gelu, lower_is_inf, lower_is_nan,
+    lower_relu, lower_swish, lower_unary,
+) = deferred(
+    "lower_elementwise", "lower_activation", "lower_binary", "lower_clip", "lower_clip_by_attributes", "lower_gelu",
+    "lower_is_inf", "lower_is_nan", "lower_relu", "lower_swish", "lower_unary",
+)  # fmt: skip
 
 _TESTABLE = FLOATS + dtypes.FLOAT8
 
@@ -244,19 +239,18 @@ _FLOAT_OPS = {
     ("ThresholdedRelu", 10): _thresholded_relu, ("Clip", 1): _clip_1,
 }  # fmt: skip
 _LOWER = {
-    ("Sigmoid", 1): lower_activation(activation.SIGMOID),
-    ("HardSigmoid", 1): lower_activation(
-        activation.HARD_SIGMOID, first=("alpha", 0.20000000298023224), second=("beta", 0.5)
+    ("Sigmoid", 1): lower_activation.of("SIGMOID"),
+    ("HardSigmoid", 1): lower_activation.of("HARD_SIGMOID", first=("alpha", 0.20000000298023224), second=("beta", 0.5)
     ),
-    ("HardSwish", 14): lower_activation(activation.HARD_SWISH, first=("", 1.0)),
-    ("LeakyRelu", 1): lower_activation(activation.LEAKY, first=("alpha", 0.009999999776482582)),
-    ("Elu", 1): lower_activation(activation.ELU, first=("alpha", 1.0)),
-    ("Celu", 12): lower_unary("celu", first=("alpha", 1.0)),
-    ("Selu", 1): lower_unary("selu", first=("alpha", 1.673200011253357), second=("gamma", 1.0506999492645264)),
-    ("Selu", 6): lower_unary("selu", first=("alpha", 1.6732631921768188), second=("gamma", 1.0507010221481323)),
-    ("Gelu", 20): lower_gelu, ("Mish", 18): lower_activation(activation.MISH), ("Swish", 24): lower_swish,
-    ("Softplus", 1): lower_activation(activation.SOFTPLUS), ("Softsign", 1): lower_unary("softsign"),
-    ("ThresholdedRelu", 10): lower_unary("thresholded_relu", first=("alpha", 1.0)),
+    ("HardSwish", 14): lower_activation.of("HARD_SWISH", first=("", 1.0)),
+    ("LeakyRelu", 1): lower_activation.of("LEAKY", first=("alpha", 0.009999999776482582)),
+    ("Elu", 1): lower_activation.of("ELU", first=("alpha", 1.0)),
+    ("Celu", 12): lower_unary.of("celu", first=("alpha", 1.0)),
+    ("Selu", 1): lower_unary.of("selu", first=("alpha", 1.673200011253357), second=("gamma", 1.0506999492645264)),
+    ("Selu", 6): lower_unary.of("selu", first=("alpha", 1.6732631921768188), second=("gamma", 1.0507010221481323)),
+    ("Gelu", 20): lower_gelu, ("Mish", 18): lower_activation.of("MISH"), ("Swish", 24): lower_swish,
+    ("Softplus", 1): lower_activation.of("SOFTPLUS"), ("Softsign", 1): lower_unary.of("softsign"),
+    ("ThresholdedRelu", 10): lower_unary.of("thresholded_relu", first=("alpha", 1.0)),
     ("Clip", 1): lower_clip_by_attributes,
 }  # fmt: skip
 for (_name, _since), _reference in _FLOAT_OPS.items():
@@ -264,11 +258,11 @@ for (_name, _since), _reference in _FLOAT_OPS.items():
     register(Op(_name, _since, _reference, _checked_types, _lower, ignore=("consumed_inputs",)))
 _infer = unary_types(NUMBERS)
 register(Op("Relu", since=1, infer=_infer, reference=_relu, lower=lower_relu, ignore=("consumed_inputs",)))
-_shrink_kernel = lower_unary("shrink", first=("bias", 0.0), second=("lambd", 0.5))
+_shrink_kernel = lower_unary.of("shrink", first=("bias", 0.0), second=("lambd", 0.5))
 register(Op("Shrink", since=9, infer=_infer, reference=_shrink, lower=_shrink_kernel))
 register(Op("SwiGLU", since=28, infer=_swiglu_types, reference=_swiglu))
 register(Op("PRelu", since=1, infer=_prelu_1_types, reference=_prelu_1, ignore=("consumed_inputs",)))
-register(Op("PRelu", since=7, infer=_prelu_types, reference=_prelu, lower=lower_binary("prelu")))
+register(Op("PRelu", since=7, infer=_prelu_types, reference=_prelu, lower=lower_binary.of("prelu")))
 register(Op("Clip", since=11, infer=_clip_types, reference=_clip, lower=lower_clip))
 register(Op("IsInf", since=10, infer=unary_types(_TESTABLE, "bool"), reference=_is_inf, lower=lower_is_inf))
 register(Op("IsNaN", since=9, infer=unary_types(_TESTABLE, "bool"), reference=_is_nan, lower=lower_is_nan))

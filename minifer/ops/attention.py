@@ -16,10 +16,11 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
-from minifer.ops.lower_attention import lower_attention, lower_rotary
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import Fail
 from minifer.ops.window import wide
+
+lower_attention, lower_rotary = deferred("lower_attention", "lower_attention", "lower_rotary")
 
 # --- pieces that other attention operators use too ---
 

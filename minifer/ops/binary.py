@@ -12,7 +12,6 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType, Type
-from minifer.ops.lower_elementwise import lower_binary, lower_legacy, lower_mod, lower_pow, lower_variadic
 from minifer.ops.numeric import (
     FLOATS,
     NUMBERS,
@@ -29,8 +28,12 @@ from minifer.ops.numeric import (
     require_same_type,
     widen,
 )
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import broadcast
+
+lower_binary, lower_legacy, lower_mod, lower_pow, lower_variadic = deferred(
+    "lower_elementwise", "lower_binary", "lower_legacy", "lower_mod", "lower_pow", "lower_variadic",
+)  # fmt: skip
 
 
 def _aligned_shape(first: tuple, second: tuple, axis: int | None) -> tuple:
@@ -213,9 +216,9 @@ def _mod_types(floats: bool):
 _LEGACY = ("consumed_inputs",)
 for _name, _function in (("Add", np.add), ("Sub", np.subtract), ("Mul", np.multiply), ("Div", truncated_quotient)):
     _reference = arithmetic(_function)
-    _types, _kernel = legacy_types(NUMBERS), lower_legacy(_name.lower())
+    _types, _kernel = legacy_types(NUMBERS), lower_legacy.of(_name.lower())
     register(Op(_name, since=1, infer=_types, reference=legacy(_reference), lower=_kernel, ignore=_LEGACY))
-    _types, _kernel = broadcast_types(NUMBERS), lower_binary(_name.lower())
+    _types, _kernel = broadcast_types(NUMBERS), lower_binary.of(_name.lower())
     register(Op(_name, since=7, infer=_types, reference=_reference, lower=_kernel))
 
 register(Op("Pow", since=1, infer=legacy_types(FLOATS), reference=legacy(_pow_of_one_type)))
@@ -232,7 +235,7 @@ for _name, _fold, _allowed in (
 ):
     _reference = variadic(_fold, _allowed)
     _equal = broadcast_types(_allowed, count=None, equal=True)
-    _kernel = lower_variadic("add" if _name in ("Sum", "Mean") else _name.lower(), mean=_name == "Mean")
+    _kernel = lower_variadic.of("add" if _name in ("Sum", "Mean") else _name.lower(), mean=_name == "Mean")
     _old = _equal_shapes(_reference)
     register(Op(_name, since=1, infer=_equal, reference=_old, lower=_kernel, ignore=_LEGACY))
     _types = broadcast_types(_allowed, count=None)

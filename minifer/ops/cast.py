@@ -11,18 +11,22 @@ What the specification leaves undefined is settled here, so that every executor 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from minifer import dtypes
 from minifer.errors import InputError, UnsupportedError
 from minifer.ir import TensorType, Type
-from minifer.ops.lower_elementwise import lower_cast
 from minifer.ops.numeric import check_count, kind_of
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
+
+lower_cast = deferred("lower_elementwise", "lower_cast")
 
 _SUB_BYTE = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
 _FLOATING = (*dtypes.FLOATS, *dtypes.FLOAT8, "float8e8m0", "float4e2m1", "float6e2m3", "float6e3m2")
 _NARROW_FLOATS = tuple(k for k in _FLOATING if k not in ("float16", "float32", "float64"))
+_MANY = 1 << 14  # float16 numbers from which on a table of all is worth making
 _LEGACY_NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}  # the other names of Cast-1 are ours in capitals
 
 
@@ -39,6 +43,8 @@ def convert(x: np.ndarray, to: str, *, saturate: bool = True, round_mode: str = 
         return _from_text(x, to, saturate, round_mode)
     if kind in _SUB_BYTE:
         x = x.astype(np.int8 if kind.startswith("int") else np.uint8)
+    elif kind == "float16" and x.size >= _MANY:
+        x = _halves(x)
     elif kind in _NARROW_FLOATS or kind == "float16":
         x = x.astype(np.float32)
     if to == "bool":
@@ -48,10 +54,25 @@ def convert(x: np.ndarray, to: str, *, saturate: bool = True, round_mode: str = 
     return _to_integer(x, to)
 
 
+@functools.cache
+def _every_half() -> np.ndarray:
+    """All float16 numbers in the order of their bits, as float32."""
+    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
+def _halves(x: np.ndarray) -> np.ndarray:
+    """float16 as float32, looked up, in less than half of the time that NumPy takes to convert one after the other."""
+    bits = np.ascontiguousarray(x, np.float16).reshape(-1).view(np.uint16)
+    y = np.empty(bits.size, np.float32)
+    for i in range(0, bits.size, _MANY):  # so few at once that the indices stay in the cache
+        _every_half().take(bits[i : i + _MANY], out=y[i : i + _MANY], mode="clip")
+    return y.reshape(x.shape)
+
+
 def _to_float(x: np.ndarray, to: str, saturate: bool, round_mode: str) -> np.ndarray:
     dtype = dtypes.to_numpy(to)
     if to not in _NARROW_FLOATS:
-        return x.astype(dtype)
+        return x.astype(dtype, copy=False)
     if to == "float8e8m0":
         return _to_power_of_two(x.astype(np.float64), saturate, round_mode)
     wide = _round_to_odd(x.astype(np.float64)) if x.dtype != np.float32 else x

@@ -9,22 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
-from minifer.codegen import store
+from minifer.codegen.folders import blake2b, user_cache
 
 Key = tuple[str, str]  # domain, operator
 
 
 def _path(folder: str) -> str:
     """The catalogue's file for the modules as they stand now."""
-    import hashlib
-
-    stamp = hashlib.sha256(folder.encode())
+    stamp = blake2b(folder.encode(), digest_size=10)
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
-            if entry.name.endswith((".py", ".pyc")):
+            if entry.name.endswith((".py", ".pyc")) and not entry.name.startswith("lower_"):  # these register nothing
                 status = entry.stat()
                 stamp.update(f"{entry.name} {status.st_size} {status.st_mtime_ns};".encode())
-    return os.path.join(store.user_cache(), f"operators-{stamp.hexdigest()[:20]}.txt")
+    return os.path.join(user_cache(), f"operators-{stamp.hexdigest()}.txt")
 
 
 def read(folder: str) -> dict[Key, list[str]]:

@@ -15,10 +15,11 @@ import numpy as np
 
 from minifer.errors import ShapeError
 from minifer.ir import Dim, TensorType
-from minifer.ops.lower_conv import lower_conv
 from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import Fail
 from minifer.ops.window import Window, slide, wide, window_of_call
+
+lower_conv, rows_of_conv = deferred("lower_conv", "lower_conv", "rows_of_conv")
 
 _COLUMN_BYTES = 8 << 20  # a block of columns is kept below this
 
@@ -186,7 +187,7 @@ def infer_conv(call: Call) -> TensorType:
     return TensorType(call.dtype(0), conv_shape(call, 0, 1, 2))
 
 
-register(Op("Conv", since=1, infer=infer_conv, reference=conv_reference, lower=lower_conv))
+register(Op("Conv", since=1, infer=infer_conv, reference=conv_reference, lower=lower_conv, rows=rows_of_conv))
 
 
 # --- quantised ---

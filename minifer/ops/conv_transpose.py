@@ -15,10 +15,11 @@ import numpy as np
 from minifer.errors import ShapeError
 from minifer.ir import Dim, TensorType
 from minifer.ops.conv import add_bias, check_bias, kernel_of, known
-from minifer.ops.lower_conv import lower_conv_transpose
-from minifer.ops.registry import Call, Declined, Op, register
+from minifer.ops.registry import Call, Declined, Op, deferred, register
 from minifer.ops.shapes import Fail
 from minifer.ops.window import AUTO_PADS, Window, per_axis, split_pads, wide
+
+lower_conv_transpose = deferred("lower_conv", "lower_conv_transpose")
 
 
 def _transpose_axis(fail: Fail, i: int, size: Dim, extent: int, step: int, more: int, pad, want: Dim, auto_pad: str):

@@ -7,9 +7,12 @@ import numpy as np
 from minifer.dtypes import INTEGERS
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
-from minifer.ops.lower_index import lower_gather, lower_gather_elements, lower_gather_nd
-from minifer.ops.registry import Op, register
+from minifer.ops.registry import Op, deferred, register
 from minifer.ops.shapes import wrap_axis
+
+lower_gather, lower_gather_elements, lower_gather_nd = deferred(
+    "lower_index", "lower_gather", "lower_gather_elements", "lower_gather_nd",
+)  # fmt: skip
 
 
 def positions(indices, size):

@@ -8,8 +8,6 @@ from minifer import dtypes
 from minifer.errors import InputError
 from minifer.ir import TensorType, Type
 from minifer.ops.binary import legacy, legacy_types
-from minifer.ops.lower_choose import lower_where
-from minifer.ops.lower_elementwise import lower_bits, lower_compare, lower_legacy, lower_not
 from minifer.ops.numeric import (
     NUMBERS,
     broadcast_types,
@@ -22,8 +20,13 @@ from minifer.ops.numeric import (
     unary_types,
     widen,
 )
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import broadcast
+
+lower_where = deferred("lower_choose", "lower_where")
+lower_bits, lower_compare, lower_legacy, lower_not = deferred(
+    "lower_elementwise", "lower_bits", "lower_compare", "lower_legacy", "lower_not",
+)  # fmt: skip
 
 _BOOL = ("bool",)
 _EQUATABLE = (*NUMBERS, "bool", "string")
@@ -89,14 +92,14 @@ def _where_types(call: Call) -> Type:
 
 #: name -> lowering, and that of the limited broadcasting of the first opsets
 _LOWER = {
-    "And": (lower_bits("and"), None), "Or": (lower_bits("or"), None), "Xor": (lower_bits("xor"), None),
-    "Equal": (lower_compare("equal"), None),
-    "Greater": (lower_compare("less", swapped=True), lower_legacy("less", swapped=True)),
-    "Less": (lower_compare("less"), lower_legacy("less")),
-    "GreaterOrEqual": (lower_compare("less_or_equal", swapped=True), None),
-    "LessOrEqual": (lower_compare("less_or_equal"), None),
-    "BitwiseAnd": (lower_bits("and"), None), "BitwiseOr": (lower_bits("or"), None),
-    "BitwiseXor": (lower_bits("xor"), None),
+    "And": (lower_bits.of("and"), None), "Or": (lower_bits.of("or"), None), "Xor": (lower_bits.of("xor"), None),
+    "Equal": (lower_compare.of("equal"), None),
+    "Greater": (lower_compare.of("less", swapped=True), lower_legacy.of("less", swapped=True)),
+    "Less": (lower_compare.of("less"), lower_legacy.of("less")),
+    "GreaterOrEqual": (lower_compare.of("less_or_equal", swapped=True), None),
+    "LessOrEqual": (lower_compare.of("less_or_equal"), None),
+    "BitwiseAnd": (lower_bits.of("and"), None), "BitwiseOr": (lower_bits.of("or"), None),
+    "BitwiseXor": (lower_bits.of("xor"), None),
 }  # fmt: skip
 
 for _name, _function, _allowed in (

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from minifer.ir import TensorType
-from minifer.kernels import qlinear
-from minifer.ops.lower_elementwise import layout_of
 from minifer.ops.numeric import check_type, require
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
+
+layout_of = deferred("lower_elementwise", "layout_of")
 
 _BYTES = ("int8", "uint8")
 
@@ -31,6 +31,8 @@ def _infer(call: Call) -> TensorType:
 
 
 def _lower(low: Any) -> None:
+    from minifer.kernels import qlinear
+
     layout = layout_of(low)
     x = low.input(0, layout)
     low.call(qlinear.translate, x, low.input(1), low.output(0, layout), 1, x.size, x.size, 0)

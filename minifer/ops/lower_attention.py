@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,14 @@ import numpy as np
 from minifer.kernels import attention, attention_decode, attention_mask, rotary
 from minifer.kernels.attention import FAR
 from minifer.ops.registry import Declined
+from minifer.record import Record
 
 #: queries per head up to which each is taken for itself
 FEW_QUERIES = 4
 FLOAT32 = 1  # its code in ONNX
 
 
-@dataclass(frozen=True)
-class Heads:
+class Heads(Record):
     """A tensor of heads (batch, count, rows, size) in a slot: `where` = start and strides of batch, head and row."""
 
     slot: Any
@@ -62,8 +61,7 @@ def heads_out(low: Any, count: int, rows: int, size: int) -> Heads:
 Bias = tuple[Any, tuple[int, int, int, int, int]]
 
 
-@dataclass
-class Rules:
+class Rules(Record, frozen=False):
     """What else attention is told."""
 
     scale: float
@@ -143,8 +141,10 @@ def continued(low: Any, batch: int, past: int, new: Heads, output: int) -> Heads
     if not past_rows and not wanted:
         return new
     rows = past_rows + new.rows
-    if not past_rows and new.where == stacked(None, new.count, new.rows, new.size).where and new.slot.size == (
-        batch * new.count * rows * new.size
+    if (
+        not past_rows
+        and new.where == stacked(None, new.count, new.rows, new.size).where
+        and new.slot.size == (batch * new.count * rows * new.size)
     ):
         low.alias(new.slot, output)
         return new

@@ -13,9 +13,11 @@ from minifer.kernels import conv, conv_transpose, depthwise, winograd
 from minifer.kernels.simd import MR, NR, SHORT
 from minifer.ops.lower_fused import conv_tail
 from minifer.ops.lower_matmul import dense
-from minifer.ops.registry import CHANNELS_LAST, Declined
+from minifer.ops.registry import CHANNELS_LAST, Call, Declined
 from minifer.ops.window import Window, slide
 
+# the kernels of a convolution
+DEPTHWISE, GEMM, WINOGRAD, IMPLICIT_GEMM = "depthwise", "gemm", "winograd", "implicit gemm"
 #: input channels up to which a row of taps is better read as one run, from a copy with the padding written out
 FEW_CHANNELS = 8
 #: bytes of all transformed tiles of Winograd's algorithm up to which threads share them: what stays in a cache
@@ -29,6 +31,28 @@ def three(values: Sequence[Any], fill: int) -> tuple[int, ...]:
 
 def lower_conv(low: Any) -> Declined | None:
     """float32 Conv with known weights, in one to three dimensions."""
+    chosen = choose(low)
+    if isinstance(chosen, Declined):
+        return chosen
+    window, kernel, size = chosen
+    x_shape, filters = low.shape(0), low.shape(1)[0]
+    if kernel == DEPTHWISE:
+        low.note(lambda: "depthwise: each channel has its own filter")
+        _depthwise(low, window, x_shape[1])
+    elif kernel == GEMM:
+        low.note(lambda: "gemm: with one tap, pixels by channels are a matrix as they lie")
+        _pointwise(low, filters)
+    else:
+        low.note(lambda: _reason(low, window, size))
+        if kernel == WINOGRAD:
+            _winograd(low, window, filters, size, window.strides[0])
+        else:
+            _implicit_gemm(low, window, x_shape, filters, low.attr("group", 1))
+    return None
+
+
+def choose(low: Any) -> Declined | tuple[Window, str, int]:
+    """(window, kernel, size of a Winograd tile's result) for a Conv; `low` is its Lowering, or its Call."""
     x_shape, w_shape = low.shape(0), low.shape(1)
     rank = len(x_shape) - 2
     if low.dtype(0) != "float32":
@@ -43,27 +67,33 @@ def lower_conv(low: Any) -> Declined | None:
     )  # fmt: skip
     groups, channels, filters = low.attr("group", 1), x_shape[1], w_shape[0]
     if groups == channels == filters and groups > 1:
-        low.note(lambda: "depthwise: each channel has its own filter")
-        _depthwise(low, window, channels)
-        return None
-    pointwise = groups == 1 and {*window.kernel, *window.strides} == {1} and not any(map(any, window.pads))
-    if pointwise:
-        low.note(lambda: "gemm: with one tap, pixels by channels are a matrix as they lie")
-        _pointwise(low, filters)
-        return None
-    plain = rank == 2 and groups == 1 and window.kernel == (3, 3) and {*window.dilations} == {1}
-    stride = window.strides[0] if plain and window.strides in ((1, 1), (2, 2)) else 0
+        return window, DEPTHWISE, 0
+    if groups == 1 and {*window.kernel, *window.strides} == {1} and not any(map(any, window.pads)):
+        return window, GEMM, 0
+    stride = _winograd_stride(window, groups)
     size = winograd_size(x_shape[0], channels, filters, window.out, stride) if stride else 0
-    low.note(lambda: _reason(x_shape[0], channels, filters, window.out, stride, size))
-    if size:
-        _winograd(low, window, filters, size, stride)
-    else:
-        _implicit_gemm(low, window, x_shape, filters, groups)
-    return None
+    return window, WINOGRAD if size else IMPLICIT_GEMM, size
 
 
-def _reason(batch: int, channels: int, filters: int, out: Sequence[Any], stride: int, size: int) -> str:
-    """Why a convolution of several taps gets the kernel that it gets; stride 0: it is not for Winograd."""
+def _winograd_stride(window: Window, groups: int) -> int:
+    """The stride of a convolution that Winograd's algorithm is for, else 0."""
+    plain = len(window.kernel) == 2 and groups == 1 and window.kernel == (3, 3) and {*window.dilations} == {1}
+    return window.strides[0] if plain and window.strides in ((1, 1), (2, 2)) else 0
+
+
+def rows_of_conv(call: Call) -> int:
+    """Op.rows of Conv: a matrix product and the implicit one read pixels by their addresses."""
+    chosen = choose(call)
+    if isinstance(chosen, Declined):
+        return 0
+    window, kernel, _ = chosen
+    return window.strides[-1] if kernel in (GEMM, IMPLICIT_GEMM) and call.tensor(0).dims[1] > FEW_CHANNELS else 0
+
+
+def _reason(low: Any, window: Window, size: int) -> str:
+    """Why a convolution of several taps gets the kernel that it gets."""
+    (batch, channels), filters, out = low.shape(0)[:2], low.shape(1)[0], window.out
+    stride = _winograd_stride(window, low.attr("group", 1))
     chosen = f"Winograd F({size}x{size}, 3x3)" if size else "implicit GEMM"
     if not stride:
         return f"{chosen}: Winograd is for 3x3 taps in two dimensions, stride 1 or 2, no dilation, one group"
@@ -140,7 +170,7 @@ def _winograd(low: Any, window: Window, filters: int, size: int, stride: int) ->
     x = low.input(0, CHANNELS_LAST)
     weight = low.pack(1, ("winograd", size, stride, int(NR)), lambda w: winograd.pack_weights(w, size, stride))
     (bias, residual), numbers = _tail(low, filters)
-    y = low.output(0, CHANNELS_LAST)
+    y = low.output(0, CHANNELS_LAST, over=residual)
     zeros, g_slot = low.const(np.zeros(channels, np.float32)), low.const(g)
     table = low.scratch(8 * low.threads * winograd.table_words(size, stride), "int64")
     if split:
@@ -175,7 +205,7 @@ def lower_conv_transpose(low: Any, window: Window) -> Declined | None:
     x = low.input(0, CHANNELS_LAST)
     weight = low.pack(1, ("transposed", groups, int(NR)), lambda w: conv_transpose.pack_transposed(w, groups))
     (bias, residual), numbers = _tail(low, filters)
-    y = low.output(0, CHANNELS_LAST)
+    y = low.output(0, CHANNELS_LAST, over=residual)
     zeros = low.const(np.zeros(channels, np.float32))
     table = low.scratch(8 * low.threads * conv_transpose.scratch_words(g), "int64")
     low.call(conv_transpose.conv_transpose, x, weight, bias, residual, y, zeros, table, low.const(g), *numbers)
@@ -198,14 +228,17 @@ def _spread(low: Any, window: Window, filters: int) -> None:
              tail.code, tail.first, tail.second, int(bool(given)))  # fmt: skip
 
 
-def _tail(low: Any, filters: int) -> tuple[Any, ...]:
-    """The epilogue's arguments: (bias slot, residual slot), (code, first, second, has_bias, has_residual)."""
+def _tail(low: Any, filters: int, gaps: bool = False) -> tuple[Any, ...]:
+    """The epilogue's arguments: (bias slot, residual slot), (code, first, second, has_bias, has_residual).
+
+    `gaps`: the kernel takes a residual whose pixels lie apart.
+    """
     tail = conv_tail(low) or low.epilogue(channel_axis=1)
     bias = tail.bias
     if low.has(2):
         own = np.asarray(low.value(2), np.float32)
         bias = own if bias is None else own + bias
-    residual = tail.residual_slot(low, CHANNELS_LAST)
+    residual = tail.residual_slot(low, CHANNELS_LAST, gaps)
     slots = (low.const(bias) if bias is not None else None, residual)
     return slots, (tail.code, tail.first, tail.second, int(bias is not None), int(residual is not None))
 
@@ -231,9 +264,9 @@ def _pointwise(low: Any, filters: int) -> None:
     """A 1x1 convolution is a matrix product as it stands: pixels by channels times channels by filters."""
     shape = low.shape(0)
     rows, channels = shape[0] * math.prod(shape[2:]), shape[1]
-    x = low.input(0, CHANNELS_LAST)
-    tail = _tail(low, filters)
-    y = low.output(0, CHANNELS_LAST)
+    x = low.input(0, CHANNELS_LAST, gaps=True)
+    tail = _tail(low, filters, gaps=True)
+    y = low.output(0, CHANNELS_LAST, over=tail[0][1], gaps=True)
     dense(low, x, (), lambda w: w.reshape(filters, channels).T, y, (rows, filters, channels), tail)
 
 
@@ -247,13 +280,14 @@ def _implicit_gemm(low: Any, window: Window, x_shape: tuple[int, ...], filters: 
         x, size = _with_halo(low, batch, channels, size, begin, end)
         begin = (0, 0, 0)
     else:
-        x = low.input(0, CHANNELS_LAST)
-    g = conv.geometry(
-        batch, channels, filters, groups, size, three(window.out, 1), taps, strides, begin, dilations, merged=merged
-    )
+        x = low.input(0, CHANNELS_LAST, gaps=not merged)
     weight = low.pack(1, ("conv", groups, int(NR)), lambda w: conv.pack_weights(w, groups))
-    (bias, residual), numbers = _tail(low, filters)
-    y = low.output(0, CHANNELS_LAST)
+    (bias, residual), numbers = _tail(low, filters, gaps=True)
+    y = low.output(0, CHANNELS_LAST, over=residual, gaps=True)
+    g = conv.geometry(
+        batch, channels, filters, groups, size, three(window.out, 1), taps, strides, begin, dilations, merged=merged,
+        gaps=(x.gap, y.gap, residual.gap if residual else 0),
+    )  # fmt: skip
     zeros = low.const(np.zeros(int(g[conv.RUN]) * groups, np.float32))
     table = low.scratch(8 * low.threads * conv.scratch_words(g), "int64")
     low.call(conv.conv, x, weight, bias, residual, y, zeros, table, low.const(g), *numbers)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from minifer.kernels.cast import CAST
 from minifer.kernels.elementwise import broadcast_table, dense_strides
 from minifer.kernels.unary import UNARY
 from minifer.ops.registry import CHANNELS_LAST, PLAIN, Declined
+from minifer.record import Record
 
 #: the type to compute in, where it is another
 WIDE = {
@@ -32,8 +32,7 @@ SPELLED = {"float32": "f32", "float64": "f64", "int32": "i32", "int64": "i64"}
 Lower = Callable[[Any], "Declined | None"]
 
 
-@dataclass(frozen=True)
-class Operand:
+class Operand(Record):
     """A tensor to broadcast: its ONNX dimensions and where it lies."""
 
     slot: Any
@@ -49,6 +48,7 @@ class Operand:
             own = [last[0], last[-1], *last[1:-1]]
         padded = [0] * (len(shape) - len(own)) + own
         return [padded[i] for i in memory_order(len(shape), layout)]
+
 
 #: the bounds of a binary kernel that clamps nothing
 UNBOUNDED = (-float("inf"), float("inf"))
@@ -94,7 +94,7 @@ def cast_slot(low: Any, slot: Any, dtype: str) -> Any:
     """The tensor in another element type, in scratch memory."""
     made = low.scratch(slot.size * np.dtype(dtype).itemsize, dtype)
     low.call(CAST[slot.dtype, dtype], slot, made, slot.size)
-    return replace(made, shape=slot.shape, layout=slot.layout)
+    return made.with_(shape=slot.shape, layout=slot.layout)
 
 
 def widened(low: Any, slot: Any) -> Any:
@@ -112,7 +112,7 @@ class Result:
         self.slot = self.home
         if wanted != self.home.dtype:
             made = low.scratch(self.home.size * np.dtype(wanted).itemsize, wanted)
-            self.slot = replace(made, shape=self.home.shape, layout=layout)
+            self.slot = made.with_(shape=self.home.shape, layout=layout)
 
     def close(self) -> None:
         """Cast into the output, where that has another type."""
@@ -165,8 +165,9 @@ def apply_activation(low: Any, code: int, first: float = 0, second: float = 0) -
     return None
 
 
-def lower_activation(code: int, **parameters: tuple[str, float]) -> Lower:
-    """The lowering of an activation; `first` and `second` are (attribute, default)."""
+def lower_activation(name: str, **parameters: tuple[str, float]) -> Lower:
+    """The lowering of an activation by its name in kernels/activation.py; `first`, `second`: (attribute, default)."""
+    code = getattr(activation, name)
 
     def lower(low: Any) -> Declined | None:
         given = {p: low.attr(attribute, default) for p, (attribute, default) in parameters.items()}
@@ -262,13 +263,13 @@ def operand(low: Any, i: int, layout: str, dims: tuple[int, ...] | None = None) 
     shape = low.out_shape()
     plain = Operand(None, dims)
     if layout == PLAIN or len(dims) != len(shape) or dims != low.shape(i):
-        return replace(plain, slot=low.input(i))
+        return plain.with_(slot=low.input(i))
     if CHANNELS_LAST in low.layouts(i):
         return Operand(low.input(i, CHANNELS_LAST), dims, CHANNELS_LAST)
     inner = next((k for k in reversed(memory_order(len(shape), layout)) if shape[k] != 1), 0)
     steps = dict(zip(memory_order(len(shape), layout), plain.strides(shape, layout)))
     if steps[inner] <= 1:
-        return replace(plain, slot=low.input(i))
+        return plain.with_(slot=low.input(i))
     if low.value(i) is not None:
         packed = low.pack(i, CHANNELS_LAST, lambda v: np.ascontiguousarray(np.moveaxis(v, 1, -1)))
         return Operand(packed, dims, CHANNELS_LAST)
@@ -281,8 +282,8 @@ def widened_operand(low: Any, given: Operand, i: int | None = None) -> Operand:
         return given
     if i is not None and low.value(i) is not None and given.layout == PLAIN:
         value = np.asarray(low.value(i)).astype(WIDE[given.slot.dtype])
-        return replace(given, slot=low.const(value))
-    return replace(given, slot=widened(low, given.slot))
+        return given.with_(slot=low.const(value))
+    return given.with_(slot=widened(low, given.slot))
 
 
 def table_of(a: Operand, b: Operand, dims: Sequence[int], layout: str) -> np.ndarray | None:
@@ -385,7 +386,7 @@ def apply_chain(low: Any, steps: Sequence[tuple[str, int]], last: tuple[str, Any
         if k + 1 < len(kernels):
             size = math.prod(dims)
             made = low.scratch(size * np.dtype(wide).itemsize, wide)
-            target = replace(made, shape=memory_shape(dims, layout))
+            target = made.with_(shape=memory_shape(dims, layout))
         own = layout if len(dims) == len(low.out_shape()) else PLAIN
         call_binary(low, kernel, total, other, target, dims, own, bounds if k + 1 == len(kernels) else None)
         total = Operand(target, dims, own)

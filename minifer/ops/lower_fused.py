@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from minifer.kernels import activation
+from minifer.record import Record
 
 INFINITY = float("inf")
 
@@ -25,8 +25,7 @@ _CODES: dict[str, tuple[int, tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
-@dataclass
-class FusedTail:
+class FusedTail(Record, frozen=False):
     """As the epilogue that a lowering finds behind a node (see Lowering.epilogue), but told by the node itself."""
 
     bias: np.ndarray | None = None
@@ -35,9 +34,9 @@ class FusedTail:
     second: float = INFINITY
     addend: int | None = None  # the input that is added before the activation
 
-    def residual_slot(self, low: Any, layout: str) -> Any:
-        """The residual in a layout, or None."""
-        return None if self.addend is None else low.input(self.addend, layout)
+    def residual_slot(self, low: Any, layout: str, gaps: bool = False) -> Any:
+        """The residual in a layout, or None; `gaps`: its rows may lie apart."""
+        return None if self.addend is None else low.input(self.addend, layout, gaps)
 
 
 def activation_tail(name: Any, parameters: Any) -> FusedTail | None:

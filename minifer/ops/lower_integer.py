@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from minifer.ops.lower_qproduct import float_product, quantised_conv, quantised_
 from minifer.ops.lower_quantize import quantized_over_range
 from minifer.ops.registry import CHANNELS_LAST, PLAIN, Declined
 from minifer.ops.window import Window, slide
+from minifer.record import Record
 
 BYTES = ("int8", "uint8")
 KERNELS = {
@@ -44,8 +44,7 @@ def flip(dtype: str) -> int:
     return 0x80 if dtype == "int8" else 0
 
 
-@dataclass
-class Finish:
+class Finish(Record, frozen=False):
     """What becomes of the sums: the slots and numbers that a kernel's finish takes."""
 
     bias: Any = None
@@ -140,8 +139,7 @@ def scales(low: Any, a: Any, b: int, c: int | None, n: int, alpha: float = 1.0) 
 # ---------------------------------------------------------------- matrix products
 
 
-@dataclass(frozen=True)
-class Matrices:
+class Matrices(Record):
     """A product of stacks of matrices, (m, k) by (k, n): which of the left and right ones belong together."""
 
     m: int

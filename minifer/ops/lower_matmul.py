@@ -16,7 +16,7 @@ from minifer.kernels import gemm, move
 from minifer.kernels.matmul import matmul
 from minifer.kernels.simd import NR
 from minifer.ops.lower_fused import gemm_tail
-from minifer.ops.registry import Declined
+from minifer.ops.registry import Call, Declined
 
 #: what follows a product: (bias slot, residual slot), (code, first, second, has_bias, has_residual)
 Tail = tuple[tuple[Any, Any], tuple[Any, ...]]
@@ -32,7 +32,7 @@ def lower_matmul(low: Any) -> Declined | None:
     m, k, n = a_shape[-2], a_shape[-1], b_shape[-1]
     if low.value(1) is not None and all(d == 1 for d in b_shape[:-2]):
         rows = math.prod(a_shape[:-1])
-        product(low, low.input(0), (), lambda b: np.asarray(b).reshape(k, n), rows, n, k, None)
+        product(low, low.input(0, gaps=len(a_shape) > 1), (), lambda b: np.asarray(b).reshape(k, n), rows, n, k, None)
         return None
     batch = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
     offsets = np.stack([_offsets(a_shape, batch), _offsets(b_shape, batch)], axis=1)
@@ -57,13 +57,14 @@ Matrix = Callable[[np.ndarray], np.ndarray]
 
 
 def dense(low: Any, a: Any, key: tuple[Any, ...], matrix: Matrix, c: Any, sizes: Sequence[int], tail: Tail) -> None:
-    """c = A (m, k) times constant input 1; `matrix` makes B (k, n) from that input, `key` names how.
+    """c = A (m, k) times constant input 1; `matrix` makes B (k, n) of that input, `key` names how. Rows may have gaps.
 
     sizes: m, n, k. tail: (bias slot, residual slot), (code, first, second, has_bias, has_residual).
     """
     m, n, k = sizes
     (bias, residual), (code, first, second, has_bias, has_residual) = tail
-    numbers = (m, n, k, k, n, has_bias, has_residual, code, first, second)
+    apart = (k + a.gap, n + c.gap, n + residual.gap if residual else n)
+    numbers = (m, n, k, *apart, has_bias, has_residual, code, first, second)
     weight = low.pack(1, ("gemm", int(NR), *key), lambda b: gemm.pack(matrix(b)))
     low.call(gemm.gemm, a, weight, c, bias, residual, *numbers)
 
@@ -78,11 +79,18 @@ def product(
     if bias is not None:
         tail.bias = bias if tail.bias is None else tail.bias + bias
     offset = low.const(tail.bias) if tail.bias is not None else None
-    residual = tail.residual_slot(low, "plain")
-    c = low.output(0)
+    gaps = rank > 1 and columns_last
+    residual = tail.residual_slot(low, "plain", gaps)
+    c = low.output(0, over=residual, gaps=gaps)
     flags = (int(offset is not None), int(residual is not None))
     ends = (tail.code, tail.first, tail.second, *flags)
     dense(low, a, key, matrix, c, (m, n, k), ((offset, residual), ends))
+
+
+def rows_of_product(call: Call) -> int:
+    """Op.rows of MatMul and Gemm: 1 where B is known, for then A is read where it lies."""
+    a, b = call.tensor(0).dims, call.value(1)
+    return int(b is not None and len(a) > 1 and all(d == 1 for d in b.shape[:-2]) and not call.attr("transA", 0))
 
 
 def lower_gemm(low: Any) -> Declined | None:
@@ -93,7 +101,7 @@ def lower_gemm(low: Any) -> Declined | None:
     flip_a, flip_b = low.attr("transA", 0), low.attr("transB", 0)
     m, n = low.out_shape()
     k = low.shape(0)[-2 if flip_a else -1]
-    a = low.input(0)
+    a = low.input(0, gaps=not flip_a)
     if flip_a:
         flipped = low.scratch(4 * m * k, "float32").view((m, k))
         low.call(move.transpose_matrices["u32"], a, flipped, 1, k, m)

@@ -49,6 +49,7 @@ def lower_quick_gelu(low: Any) -> Declined | None:
     """QuickGelu: x * sigmoid(alpha * x)."""
     return apply_unary(low, "swish", low.attr("alpha", 1.702))
 
+
 # ---------------------------------------------------------------- FusedMatMul
 
 

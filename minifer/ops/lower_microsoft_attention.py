@@ -166,7 +166,7 @@ def _joint(low: Any, rows: int, columns: int, inner: int) -> Any:
     given = int(bias is not None)
     if low.value(1) is not None:
         weight = low.pack(1, ("gemm", int(NR)), lambda w: gemm.pack(np.asarray(w)))
-        sizes = (rows, columns, inner, inner, columns)
+        sizes = (rows, columns, inner, inner, columns, columns)
         low.call(gemm.gemm, x, weight, made, bias, None, *sizes, given, 0, CLAMP, -INFINITY, INFINITY)
     else:
         scratch = low.scratch(4 * low.threads * inner * int(NR), "float32")

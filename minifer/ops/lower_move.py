@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from minifer import dtypes
 from minifer.kernels import concat, move, take
 from minifer.kernels.odometer import RANK
 from minifer.ops.registry import CHANNELS_LAST, PLAIN, Declined
+from minifer.record import Record
 
 #: one axis of a view: (size, stride in elements)
 Axis = tuple[int, int]
@@ -46,8 +46,7 @@ def memory_order(rank: int, layout: str) -> tuple[int, ...]:
     return tuple(range(rank)) if layout == PLAIN else (0, *range(2, rank), 1)
 
 
-@dataclass(frozen=True)
-class View:
+class View(Record):
     """Elements of a slot: `axes` in the order of the ONNX dimensions, from element `start`, in a layout."""
 
     slot: Any
@@ -149,7 +148,7 @@ def finish(low: Any, view: View, i: int = 0) -> Declined | None:
         order = memory_order(len(shape), layout)
         if is_dense([view.axes[a] for a in order]):
             offset = view.slot.offset + view.start * element_bytes(view.slot.dtype)
-            low.alias(replace(view.slot, offset=offset, shape=tuple(shape[a] for a in order), layout=layout), i)
+            low.alias(view.slot.with_(offset=offset, shape=tuple(shape[a] for a in order), layout=layout), i)
             return None
     layout = view.layout if len(shape) > 2 else PLAIN
     axes = [view.axes[a] for a in memory_order(len(shape), layout)]

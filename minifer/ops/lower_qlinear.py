@@ -94,8 +94,12 @@ def lower_concat(reference: Callable[..., np.ndarray]) -> Lower:
 # ---------------------------------------------------------------- functions of two tensors
 
 
-def lower_combine(code: int) -> Lower:
-    """QLinearAdd and QLinearMul: inputs A, its scale and zero point, B, its scale and zero point, those of C."""
+def lower_combine(name: str) -> Lower:
+    """QLinearAdd and QLinearMul by the name in kernels/qlinear.py.
+
+    Inputs: A, its scale and zero point, B, its scale and zero point, those of C.
+    """
+    code = getattr(qlinear, name)
 
     def lower(low: Any) -> Declined | None:
         dtype = low.dtype(0)

@@ -170,7 +170,7 @@ def quantised_conv(low: Any, spatial: Sequence[Sequence[int]], groups: int) -> b
     weight = packed(low, 3, groups, groups, lambda v: v)
     zero, sign = low.input(2), flip(low.dtype(0))
     end, residual, mode = quantised_end(low, 7, number(low, 6), CHANNELS_LAST)
-    y = low.output(0, CHANNELS_LAST)
+    y = low.output(0, CHANNELS_LAST, over=residual)
     geometry = (batch, channels, filters, groups, *spatial)
     call(low, x, zero, weight, (bias, factors), low.const(end), residual, y, geometry, sign, mode, (0.0, 0.0))
     return True
@@ -190,7 +190,7 @@ def quantised_product(
     x, zero, sign = low.input(0), low.input(2), flip(low.dtype(0))
     weight = _packed(low, 3, flipped)
     end, residual, mode = quantised_end(low, scale_at + 1, number(low, scale_at), PLAIN)
-    y = low.output(0)
+    y = low.output(0, over=residual)
     geometry = of_product(m, n, k)
     call(low, x, zero, weight, (bias, factors), low.const(end), residual, y, geometry, sign, mode, (0.0, 0.0))
     return True
@@ -221,7 +221,7 @@ def float_product(
     if tail.bias is not None:
         bias = bias + tail.bias
     residual = tail.residual_slot(low, PLAIN)
-    y = low.output(0)
+    y = low.output(0, over=residual)
     bounds = (tail.first, tail.second) if tail.code == activation.CLAMP else (-INFINITY, INFINITY)
     columns = (np.broadcast_to(bias, (n,)).astype(np.float32), np.broadcast_to(factors.reshape(-1), (n,)))
     mode = 0 if residual is None else qproduct.FULL

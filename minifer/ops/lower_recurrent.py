@@ -41,7 +41,7 @@ def _gates_from_x(low: Any, gates: int, bias: np.ndarray) -> Any:
     for d in range(directions):
         weight = low.pack(1, ("input", int(NR), d), lambda w, d=d: gemm.pack(np.ascontiguousarray(w[d].T)))
         target = out.view((steps * batch, width), 4 * d * count)
-        numbers = (steps * batch, width, inputs, inputs, width, 1, 0, CLAMP, -INFINITY, INFINITY)
+        numbers = (steps * batch, width, inputs, inputs, width, width, 1, 0, CLAMP, -INFINITY, INFINITY)
         low.call(gemm.gemm, x, weight, target, low.const(bias[d]), None, *numbers)
     return out
 
@@ -131,7 +131,5 @@ def lower_rnn(low: Any) -> Declined | None:
     c = _common(low, 1)
     h0, y_h = c["state"](5), c["output"](1)
     code = recurrent.RELU if names[0].lower() == "relu" else recurrent.TANH
-    low.call(
-        recurrent.rnn, x, weights, h0, c["y"], y_h, c["lengths"], c["scratch"], *c["numbers"], c["has_y"], code
-    )
+    low.call(recurrent.rnn, x, weights, h0, c["y"], y_h, c["lengths"], c["scratch"], *c["numbers"], c["has_y"], code)
     return None

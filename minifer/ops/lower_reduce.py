@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,10 +29,10 @@ from minifer.ops.lower_elementwise import (
 )
 from minifer.ops.registry import CHANNELS_LAST, PLAIN, Declined
 from minifer.ops.shapes import integers
+from minifer.record import Record
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(Record):
     """What a reduction does: the kernel's name, what is summed, and what becomes of the sum."""
 
     kernel: str
@@ -43,9 +42,12 @@ class Kind:
     minimum: int = 0
 
 
-SUM, MEAN, MAX = Kind("sum"), Kind("sum", mean=True), Kind("extreme")
-MIN, PRODUCT, L1, L2 = Kind("extreme", minimum=1), Kind("prod"), Kind("sum", ABSOLUTE), Kind("sum", SQUARE, ROOT)
-SUM_OF_SQUARES, LOG_SUM, LOG_SUM_EXP = Kind("sum", SQUARE), Kind("sum", finish=LOGARITHM), Kind("log_sum_exp")
+KINDS = {
+    "SUM": Kind("sum"), "MEAN": Kind("sum", mean=True), "PRODUCT": Kind("prod"),
+    "MAX": Kind("extreme"), "MIN": Kind("extreme", minimum=1),
+    "L1": Kind("sum", ABSOLUTE), "L2": Kind("sum", SQUARE, ROOT), "SUM_OF_SQUARES": Kind("sum", SQUARE),
+    "LOG_SUM": Kind("sum", finish=LOGARITHM), "LOG_SUM_EXP": Kind("log_sum_exp"),
+}  # fmt: skip
 
 
 def runs(dims: Sequence[int], reduced: Sequence[bool]) -> list[tuple[int, int, int]]:
@@ -85,7 +87,7 @@ def reduce_over(low: Any, kind: Kind, axes: Sequence[int], keepdims: bool) -> De
     for k, (outer, n, inner) in enumerate(steps):
         last = k + 1 == len(steps)
         made = y.slot if last else low.scratch(outer * inner * np.dtype(wide).itemsize, wide)
-        one = replace(kind, power=AS_IT_IS if k else kind.power, finish=kind.finish if last else KEEP)
+        one = kind.with_(power=AS_IT_IS if k else kind.power, finish=kind.finish if last else KEEP)
         _call(low, one, wide, x, made, outer, n, inner, count if last and kind.mean else 1)
         x = made
     y.close()
@@ -118,8 +120,8 @@ def _layouts(low: Any, dims: tuple[int, ...], axes: Sequence[int], keepdims: boo
     return PLAIN, PLAIN
 
 
-def lower_reduce(kind: Kind) -> Lower:
-    """The lowering of a Reduce operator, with its axes as an attribute or as an input."""
+def lower_reduce(kind: str) -> Lower:
+    """The lowering of a Reduce operator (`kind`: of KINDS), with its axes as an attribute or as an input."""
 
     def lower(low: Any) -> Declined | None:
         rank = len(low.shape(0))
@@ -131,14 +133,14 @@ def lower_reduce(kind: Kind) -> Lower:
         axes = [] if given is None else [a % rank for a in integers(given)]
         if not axes and not low.attr("noop_with_empty_axes", 0):
             axes = list(range(rank))
-        return reduce_over(low, kind, axes, bool(low.attr("keepdims", 1)))
+        return reduce_over(low, KINDS[kind], axes, bool(low.attr("keepdims", 1)))
 
     return lower
 
 
-def lower_global_pool(kind: Kind) -> Lower:
-    """The lowering of a pooling over all of space."""
-    return lambda low: reduce_over(low, kind, range(2, len(low.shape(0))), True)
+def lower_global_pool(kind: str) -> Lower:
+    """The lowering of a pooling over all of space; `kind`: of KINDS."""
+    return lambda low: reduce_over(low, KINDS[kind], range(2, len(low.shape(0))), True)
 
 
 def lower_global_lp_pool(low: Any) -> Declined | None:
@@ -146,7 +148,7 @@ def lower_global_lp_pool(low: Any) -> Declined | None:
     p = low.attr("p", 2)
     if p not in (1, 2):
         return Declined(f"no kernel for p = {p}")
-    return reduce_over(low, L1 if p == 1 else L2, range(2, len(low.shape(0))), True)
+    return reduce_over(low, KINDS[f"L{p}"], range(2, len(low.shape(0))), True)
 
 
 # ---------------------------------------------------------------- softmax

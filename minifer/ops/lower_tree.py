@@ -8,7 +8,6 @@ chain of such equalities. Thresholds are rounded down to the element type of the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +17,7 @@ from minifer.errors import MiniferError
 from minifer.kernels import tree
 from minifer.ops.ml_forest import Forest
 from minifer.ops.registry import Declined
+from minifer.record import Record
 
 LEQ, LT, GTE, GT, EQ, NEQ, MEMBER, LEAF = range(8)
 #: how ml_forest.AGGREGATES stand in the kernels
@@ -31,8 +31,7 @@ MOST_MEMBERS = 4096
 MOST_NODES = 1 << 28
 
 
-@dataclass(frozen=True, eq=False)
-class Tables:
+class Tables(Record, eq=False):
     """A forest as kernels/tree.py takes it."""
 
     threshold: np.ndarray
@@ -157,8 +156,7 @@ def packed(node: Any, forest: Forest, dtype: str) -> Tables:
     return kept[dtype]
 
 
-@dataclass(frozen=True, eq=False)
-class Ensemble:
+class Ensemble(Record, eq=False):
     """A forest, and what is made of its votes. With one target all votes are for it, whatever they name."""
 
     forest: Forest

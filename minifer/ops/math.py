@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 
-from minifer.kernels.activation import TANH
-from minifer.ops.lower_elementwise import lower_activation, lower_unary
 from minifer.ops.numeric import FLOATS, NUMBERS, SIGNED, narrow, require, unary_types, widen
-from minifer.ops.registry import Op, register
+from minifer.ops.registry import Op, deferred, register
+
+lower_activation, lower_unary = deferred("lower_elementwise", "lower_activation", "lower_unary")
 
 _STEP, _REACH, _DEGREE = 1 / 16, 6.0, 10  # erf is 1 in double precision beyond 5.93
 
@@ -68,7 +68,7 @@ _OPS = {name: (since, function, FLOATS) for name, (since, function) in _FLOAT_OP
     "Sign": (9, np.sign, NUMBERS),
     "Erf": (9, erf, NUMBERS),
 }
-_LOWER = {"Tanh": lower_activation(TANH)}
+_LOWER = {"Tanh": lower_activation.of("TANH")}
 for _name, (_since, _function, _allowed) in _OPS.items():
     register(
         Op(
@@ -76,7 +76,7 @@ for _name, (_since, _function, _allowed) in _OPS.items():
             since=_since,
             infer=unary_types(_allowed),
             reference=_elementwise(_function, _allowed),
-            lower=_LOWER.get(_name) or lower_unary(_name.lower()),
+            lower=_LOWER.get(_name) or lower_unary.of(_name.lower()),
             ignore=("consumed_inputs",),
         )
     )

@@ -13,7 +13,6 @@ import numpy as np
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType, Type
 from minifer.ops.cast import convert
-from minifer.ops.lower_matmul import lower_gemm, lower_matmul
 from minifer.ops.numeric import (
     FLOATS,
     NUMBERS,
@@ -31,6 +30,8 @@ from minifer.ops.numeric import (
 from minifer.ops.quantize import QUANTIZED, quantized
 from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import broadcast
+
+lower_gemm, lower_matmul, rows_of_product = deferred("lower_matmul", "lower_gemm", "lower_matmul", "rows_of_product")
 
 _BYTES = ("int8", "uint8")
 
@@ -295,10 +296,10 @@ def _quantized_types(call: Call) -> Type:
     return TensorType(out.dtype, _product_shape(call, call.shape(0), call.shape(3)))
 
 
-register(Op("MatMul", since=1, infer=_matmul_types, reference=_matmul, lower=lower_matmul))
-register(Op("Gemm", since=1, infer=_gemm_1_types, reference=_gemm_1, lower=lower_gemm))
-register(Op("Gemm", since=7, infer=_gemm_types, reference=_gemm_7, lower=lower_gemm))
-register(Op("Gemm", since=11, infer=_gemm_types, reference=_gemm, lower=lower_gemm))
+register(Op("MatMul", since=1, infer=_matmul_types, reference=_matmul, lower=lower_matmul, rows=rows_of_product))
+register(Op("Gemm", since=1, infer=_gemm_1_types, reference=_gemm_1, lower=lower_gemm, rows=rows_of_product))
+register(Op("Gemm", since=7, infer=_gemm_types, reference=_gemm_7, lower=lower_gemm, rows=rows_of_product))
+register(Op("Gemm", since=11, infer=_gemm_types, reference=_gemm, lower=lower_gemm, rows=rows_of_product))
 register(Op("Einsum", since=12, infer=_einsum_types, reference=_einsum))
 register(Op("Det", since=11, infer=_det_types, reference=_det))
 register(Op("MatMulInteger", since=10, infer=_integer_types, reference=integer_product,

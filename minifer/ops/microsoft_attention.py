@@ -17,15 +17,15 @@ import numpy as np
 from minifer.errors import InputError, ShapeError, UnsupportedError
 from minifer.ir import Dim, TensorType
 from minifer.ops.attention import add_dims, clash, merge_heads, rotate, rows_of, softmax, split_heads, visible
-from minifer.ops.lower_microsoft_attention import (
-    lower_microsoft_attention,
-    lower_microsoft_rotary,
-    lower_multi_head_attention,
-)
 from minifer.ops.microsoft_dense import DOMAIN
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import same_as
 from minifer.ops.window import wide
+
+lower_microsoft_attention, lower_microsoft_rotary, lower_multi_head_attention = deferred(
+    "lower_microsoft_attention", "lower_microsoft_attention", "lower_microsoft_rotary",
+    "lower_multi_head_attention",
+)  # fmt: skip
 
 # --- masks ---
 

@@ -15,19 +15,16 @@ from minifer.errors import ShapeError, UnsupportedError
 from minifer.ir import Dim, TensorType
 from minifer.ops.activation import sigmoid, softplus
 from minifer.ops.conv import conv_reference, infer_conv
-from minifer.ops.lower_microsoft import (
-    lower_erf_gelu,
-    lower_fast_gelu,
-    lower_fused_conv,
-    lower_fused_gemm,
-    lower_fused_matmul,
-    lower_quick_gelu,
-)
 from minifer.ops.math import erf
 from minifer.ops.numeric import narrow
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import Fail, broadcast, same_as
 from minifer.ops.window import wide
+
+lower_erf_gelu, lower_fast_gelu, lower_fused_conv, lower_fused_gemm, lower_fused_matmul, lower_quick_gelu = deferred(
+    "lower_microsoft", "lower_erf_gelu", "lower_fast_gelu", "lower_fused_conv", "lower_fused_gemm",
+    "lower_fused_matmul", "lower_quick_gelu",
+)  # fmt: skip
 
 DOMAIN = "com.microsoft"
 
@@ -80,9 +77,7 @@ for _name, _function, _lower in (
     ("BiasGelu", _gelu, lower_erf_gelu),
 ):
     register(Op(_name, since=1, domain=DOMAIN, infer=_infer_biased, reference=_with_bias(_function), lower=_lower))
-register(
-    Op("QuickGelu", since=1, domain=DOMAIN, infer=same_as(0), reference=_quick_gelu, lower=lower_quick_gelu)
-)
+register(Op("QuickGelu", since=1, domain=DOMAIN, infer=same_as(0), reference=_quick_gelu, lower=lower_quick_gelu))
 
 
 #: What a fused operator may end in: name -> (function of x and the parameters, default parameters)
@@ -246,6 +241,4 @@ def _fused_conv(x, w, b=None, z=None, *, activation=None, activation_params=(), 
     return narrow(_tail(y, activation, activation_params or ()), x.dtype)
 
 
-register(
-    Op("FusedConv", since=1, domain=DOMAIN, infer=infer_conv, reference=_fused_conv, lower=lower_fused_conv)
-)
+register(Op("FusedConv", since=1, domain=DOMAIN, infer=infer_conv, reference=_fused_conv, lower=lower_fused_conv))

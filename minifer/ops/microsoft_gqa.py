@@ -9,18 +9,19 @@ Cache rows from T on, and output rows from Q on, have no meaning. Computed in fl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
 from minifer.ops.attention import group_matmul, merge_heads, split_heads
-from minifer.ops.lower_microsoft_attention import lower_group_query_attention
 from minifer.ops.microsoft_attention import positions, rotate_heads
 from minifer.ops.microsoft_dense import DOMAIN
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.window import wide
+from minifer.record import Record
+
+lower_group_query_attention = deferred("lower_microsoft_attention", "lower_group_query_attention")
 
 _QUANTISED = ("PER_TENSOR", "PER_CHANNEL")
 
@@ -28,8 +29,7 @@ _QUANTISED = ("PER_TENSOR", "PER_CHANNEL")
 # --- the cache's number format ---
 
 
-@dataclass(frozen=True)
-class _Format:
+class _Format(Record):
     """How a cache stores numbers: as they are, or divided by `scale` in 8 or 4 bits."""
 
     dtype: np.dtype
@@ -93,8 +93,7 @@ def _format(past: np.ndarray | None, dtype: np.dtype, kind: str, bits: int, scal
 # --- one batch entry ---
 
 
-@dataclass(frozen=True)
-class _Rules:
+class _Rules(Record):
     """What all batch entries share."""
 
     scale: float

@@ -13,13 +13,14 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
-from minifer.ops.lower_embed import lower_embed_layer_norm
-from minifer.ops.lower_norm import lower_skip_layer_norm, lower_skip_rms_norm
 from minifer.ops.microsoft_dense import DOMAIN
 from minifer.ops.norm import layer_norm, rms_norm
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import Fail
 from minifer.ops.window import wide
+
+lower_embed_layer_norm = deferred("lower_embed", "lower_embed_layer_norm")
+lower_skip_layer_norm, lower_skip_rms_norm = deferred("lower_norm", "lower_skip_layer_norm", "lower_skip_rms_norm")
 
 _EPSILON = 1e-12
 

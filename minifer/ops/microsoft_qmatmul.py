@@ -12,14 +12,17 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError, UnsupportedError
 from minifer.ir import Dim, TensorType
-from minifer.ops.lower_integer import lower_dynamic_quantize_matmul, lower_matmul_integer_to_float, lower_qgemm
-from minifer.ops.lower_nbits import lower_n_bits
 from minifer.ops.microsoft_dense import DOMAIN, check_addend, gemm_shape, matmul_shape
 from minifer.ops.microsoft_quant import saturate, scalar
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.rnn import check_shapes, direction_count, run_lstm
 from minifer.ops.shapes import Fail
 from minifer.ops.window import wide
+
+lower_dynamic_quantize_matmul, lower_matmul_integer_to_float, lower_qgemm = deferred(
+    "lower_integer", "lower_dynamic_quantize_matmul", "lower_matmul_integer_to_float", "lower_qgemm",
+)  # fmt: skip
+lower_n_bits = deferred("lower_nbits", "lower_n_bits")
 
 
 def _per_column(value: np.ndarray | None, columns: int, name: str) -> np.ndarray:
@@ -223,7 +226,7 @@ register(
         domain=DOMAIN,
         infer=_infer_n_bits,
         reference=_matmul_n_bits,
-        lower=lower_n_bits(unpack_bits, _zero_points),
+        lower=lower_n_bits.of(unpack_bits, _zero_points),
     )
 )
 

@@ -14,15 +14,18 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
-from minifer.kernels import qlinear
-from minifer.ops import lower_qlinear
 from minifer.ops.activation import sigmoid
-from minifer.ops.lower_quantize import lower_dequantize, lower_quantize
 from minifer.ops.microsoft_dense import DOMAIN
 from minifer.ops.pool import average_pool, max_pool
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import broadcast, product, same_as, wrap_axis
 from minifer.ops.window import wide, window_of_call
+
+lower_dequantize, lower_quantize = deferred("lower_quantize", "lower_dequantize", "lower_quantize")
+lower_average_pool, lower_combine, lower_concat, lower_global_average_pool, lower_table = deferred(
+    "lower_qlinear", "lower_average_pool", "lower_combine", "lower_concat", "lower_global_average_pool",
+    "lower_table",
+)  # fmt: skip
 
 # --- scales and zero points ---
 
@@ -150,7 +153,7 @@ def _qlinear_leaky_relu(x, x_scale, x_zero=None, y_scale=None, y_zero=None, *, a
     return _run_leaky(x, x_scale, x_zero, y_scale, y_zero, alpha=alpha)
 
 
-for _name, _function, _code in (("QLinearAdd", np.add, qlinear.ADD), ("QLinearMul", np.multiply, qlinear.MULTIPLY)):
+for _name, _function, _code in (("QLinearAdd", np.add, "ADD"), ("QLinearMul", np.multiply, "MULTIPLY")):
     register(
         Op(
             _name,
@@ -158,11 +161,11 @@ for _name, _function, _code in (("QLinearAdd", np.add, qlinear.ADD), ("QLinearMu
             domain=DOMAIN,
             infer=_infer_qlinear_binary,
             reference=_qlinear_binary(_function),
-            lower=lower_qlinear.lower_combine(_code),
+            lower=lower_combine.of(_code),
         )
     )
 for _name, _table in (("QLinearSigmoid", _qlinear_sigmoid), ("QLinearLeakyRelu", _qlinear_leaky_relu)):
-    _by_table = lower_qlinear.lower_table(_table)
+    _by_table = lower_table.of(_table)
     register(Op(_name, since=1, domain=DOMAIN, infer=same_as(0), reference=_table, lower=_by_table))
 
 
@@ -207,7 +210,7 @@ register(
         domain=DOMAIN,
         infer=_infer_qlinear_concat,
         reference=_qlinear_concat,
-        lower=lower_qlinear.lower_concat(_qlinear_concat),
+        lower=lower_concat.of(_qlinear_concat),
     )
 )
 
@@ -272,7 +275,7 @@ register(
         domain=DOMAIN,
         infer=_infer_pool,
         reference=_qlinear_average_pool,
-        lower=lower_qlinear.lower_average_pool,
+        lower=lower_average_pool,
     )
 )
 register(
@@ -282,7 +285,7 @@ register(
         domain=DOMAIN,
         infer=_infer_global_pool,
         reference=_qlinear_global_average_pool,
-        lower=lower_qlinear.lower_global_average_pool,
+        lower=lower_global_average_pool,
     )
 )
 register(Op("NhwcMaxPool", since=1, domain=DOMAIN, infer=_infer_pool, reference=_nhwc_max_pool))

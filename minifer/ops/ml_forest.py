@@ -8,13 +8,13 @@ in a circle), so that a walk always ends; the one of a node is kept as long as t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from minifer.errors import InputError, ModelError
+from minifer.record import Record
 
 #: Node modes; the first seven are the codes of TreeEnsemble's nodes_modes.
 _MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ", "BRANCH_MEMBER", "LEAF")
@@ -24,8 +24,7 @@ AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
 _WALK = 1 << 20  # (row, tree) pairs that walk together
 
 
-@dataclass(frozen=True, eq=False)
-class Forest:
+class Forest(Record, eq=False):
     """Trees as arrays over all nodes; leaves have mode LEAF, and their votes are a slice of the vote arrays."""
 
     mode: np.ndarray  # (nodes,) uint8

@@ -13,7 +13,6 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import ModelError
 from minifer.ir import TensorType, Type
-from minifer.ops.lower_tree import Ensemble, lower_classes, lower_scores
 from minifer.ops.ml_forest import AGGREGATES, Forest, forest_by_id, forest_by_position, kept_forest
 from minifer.ops.ml_scores import (
     ML,
@@ -25,7 +24,9 @@ from minifer.ops.ml_scores import (
     transform_scores,
     two_scores,
 )
-from minifer.ops.registry import Call, Declined, Op, register
+from minifer.ops.registry import Call, Declined, Op, deferred, register
+
+Ensemble, lower_classes, lower_scores = deferred("lower_tree", "Ensemble", "lower_classes", "lower_scores")
 
 
 def _either(floats: Sequence[float], tensor: np.ndarray | None, name: str) -> np.ndarray:
@@ -169,7 +170,7 @@ def _scores_second_class_only(forest: Forest, classes: int) -> bool:
 def _lower_regressor(low: Any) -> Declined | None:
     targets, attrs = low.attr("n_targets"), low.node.attrs
 
-    def ensemble() -> Ensemble:
+    def ensemble() -> Any:
         forest = kept_forest(low, lambda: _voting_forest(attrs, "target", targets))
         base = np.broadcast_to(_base(_base_of(attrs), targets), (targets,))
         return Ensemble(forest, targets, base, low.attr("aggregate_function", "SUM"))
@@ -181,7 +182,7 @@ def _lower_classifier(low: Any) -> Declined | None:
     labels = class_labels(low.attr("classlabels_strings", ()), low.attr("classlabels_int64s", ()))
     classes = len(labels)
 
-    def ensemble() -> Ensemble:
+    def ensemble() -> Any:
         forest = kept_forest(low, lambda: _voting_forest(low.node.attrs, "class", classes))
         base = _base_of(low.node.attrs)
         if _scores_second_class_only(forest, classes):
@@ -265,7 +266,7 @@ def _lower_ensemble(low: Any) -> Declined | None:
     if not 0 <= aggregate < len(AGGREGATES) or not 0 <= transform < len(TRANSFORMS):
         return Declined("an attribute is out of range")
 
-    def ensemble() -> Ensemble:
+    def ensemble() -> Any:
         forest = kept_forest(low, lambda: _leaf_forest(low.node.attrs))
         return Ensemble(forest, targets, np.zeros(targets), AGGREGATES[aggregate])
 

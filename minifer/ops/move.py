@@ -11,9 +11,12 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
-from minifer.ops.lower_move import cut, finish, join, permute, repeat, stretch, view_of
-from minifer.ops.registry import Declined, Op, register
+from minifer.ops.registry import Declined, Op, deferred, register
 from minifer.ops.shapes import broadcast, integers, product, wrap_axes, wrap_axis
+
+cut, finish, join, permute, repeat, stretch, view_of = deferred(
+    "lower_move", "cut", "finish", "join", "permute", "repeat", "stretch", "view_of",
+)  # fmt: skip
 
 # --- Transpose
 

@@ -16,16 +16,14 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import ShapeError
 from minifer.ir import Dim, TensorType
-from minifer.ops.lower_norm import (
-    lower_batch_norm,
-    lower_group_norm,
-    lower_instance_norm,
-    lower_layer_norm,
-    lower_rms_norm,
-)
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import Fail, wrap_axis
 from minifer.ops.window import wide
+
+lower_batch_norm, lower_group_norm, lower_instance_norm, lower_layer_norm, lower_rms_norm = deferred(
+    "lower_norm", "lower_batch_norm", "lower_group_norm", "lower_instance_norm", "lower_layer_norm",
+    "lower_rms_norm",
+)  # fmt: skip
 
 
 def mean_and_variance(x: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +218,7 @@ register(
         since=18,
         infer=_infer_group_norm(False),
         reference=_group_norm_18,
-        lower=lower_group_norm(False),
+        lower=lower_group_norm.of(False),
     )
 )
 register(
@@ -229,7 +227,7 @@ register(
         since=21,
         infer=_infer_group_norm(True),
         reference=_group_norm_21,
-        lower=lower_group_norm(True),
+        lower=lower_group_norm.of(True),
     )
 )
 

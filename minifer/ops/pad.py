@@ -11,9 +11,10 @@ import numpy as np
 from minifer.dtypes import to_numpy
 from minifer.errors import ShapeError
 from minifer.ir import TensorType
-from minifer.ops.lower_move import cut, finish, pick, view_of
-from minifer.ops.registry import Declined, Op, register
+from minifer.ops.registry import Declined, Op, deferred, register
 from minifer.ops.shapes import integers, wrap_axes
+
+cut, finish, pick, view_of = deferred("lower_move", "cut", "finish", "pick", "view_of")
 
 _MODES = ("constant", "reflect", "edge")
 

@@ -14,10 +14,7 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
-from minifer.ops.lower_norm import lower_lrn
-from minifer.ops.lower_pool import lower_average_pool, lower_max_pool
-from minifer.ops.lower_reduce import MAX, MEAN, lower_global_lp_pool, lower_global_pool
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import Fail, integers
 from minifer.ops.window import (
     Window,
@@ -30,6 +27,12 @@ from minifer.ops.window import (
     wide,
     window_of_call,
 )
+
+lower_lrn = deferred("lower_norm", "lower_lrn")
+lower_average_pool, lower_max_pool = deferred("lower_pool", "lower_average_pool", "lower_max_pool")
+lower_global_lp_pool, lower_global_pool = deferred(
+    "lower_reduce", "lower_global_lp_pool", "lower_global_pool",
+)  # fmt: skip
 
 # --- the sliding reductions ---
 
@@ -213,8 +216,8 @@ def _global_lp_pool(x, *, p=2):
 
 
 for _name, _reference, _lower in (
-    ("GlobalAveragePool", _global_average_pool, lower_global_pool(MEAN)),
-    ("GlobalMaxPool", _global_max_pool, lower_global_pool(MAX)),
+    ("GlobalAveragePool", _global_average_pool, lower_global_pool.of("MEAN")),
+    ("GlobalMaxPool", _global_max_pool, lower_global_pool.of("MAX")),
     ("GlobalLpPool", _global_lp_pool, lower_global_lp_pool),
 ):
     register(Op(_name, since=1, infer=_infer_global, reference=_reference, lower=_lower))

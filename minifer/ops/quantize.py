@@ -13,10 +13,13 @@ from minifer import dtypes
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType, Type
 from minifer.ops.cast import convert
-from minifer.ops.lower_quantize import lower_dequantize, lower_dynamic_quantize, lower_quantize
 from minifer.ops.numeric import check_count, check_type, kind_of, narrow, normal_axis, require, require_same_type, widen
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import axis_of
+
+lower_dequantize, lower_dynamic_quantize, lower_quantize = deferred(
+    "lower_quantize", "lower_dequantize", "lower_dynamic_quantize", "lower_quantize",
+)  # fmt: skip
 
 QUANTIZED = ("int8", "uint8", *dtypes.FLOAT8)
 _RANGED = ("int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2")

@@ -16,7 +16,6 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType, Type
-from minifer.ops.lower_move import identity, write
 from minifer.ops.numeric import (
     FLOATS,
     NUMBERS,
@@ -30,8 +29,10 @@ from minifer.ops.numeric import (
     scalar_of,
     widen,
 )
-from minifer.ops.registry import Call, Context, Declined, Op, register
+from minifer.ops.registry import Call, Context, Declined, Op, deferred, register
 from minifer.ops.shapes import product
+
+identity, write = deferred("lower_move", "identity", "write")
 
 _PRECISION = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}  # bits of a float's significand
 _DROPPABLE = FLOATS + dtypes.FLOAT8
@@ -284,6 +285,7 @@ register(Op("Bernoulli", since=15, infer=_bernoulli_types, reference=_bernoulli,
 register(Op("EyeLike", since=9, infer=_eye_types, reference=_eye_like))
 register(Op("Range", since=11, infer=_range_types, reference=_range))
 register(Op("Range", since=27, infer=_range_types, reference=_range_27))
+
 
 def _lower_dropout(low):
     """Dropout that drops nothing."""

@@ -12,11 +12,12 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
-from minifer.ops.lower_choose import lower_trilu
-from minifer.ops.lower_index import lower_reverse_sequence
-from minifer.ops.lower_move import memory_order, view_of, write
-from minifer.ops.registry import Op, register
+from minifer.ops.registry import Op, deferred, register
 from minifer.ops.shapes import integers, product
+
+lower_trilu = deferred("lower_choose", "lower_trilu")
+lower_reverse_sequence = deferred("lower_index", "lower_reverse_sequence")
+memory_order, view_of, write = deferred("lower_move", "memory_order", "view_of", "write")
 
 # --- DepthToSpace, SpaceToDepth
 

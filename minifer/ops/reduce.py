@@ -13,10 +13,7 @@ import numpy as np
 
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType, Type
-from minifer.ops import lower_reduce
 from minifer.ops.cast import convert
-from minifer.ops.lower_choose import lower_arg, lower_running
-from minifer.ops.lower_norm import lower_lp_norm, lower_mean_variance_norm
 from minifer.ops.numeric import (
     FLOATS,
     NUMBERS,
@@ -28,8 +25,12 @@ from minifer.ops.numeric import (
     require,
     widen,
 )
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import axis_of
+
+lower_arg, lower_running = deferred("lower_choose", "lower_arg", "lower_running")
+lower_lp_norm, lower_mean_variance_norm = deferred("lower_norm", "lower_lp_norm", "lower_mean_variance_norm")
+lower_reduce = deferred("lower_reduce", "lower_reduce")
 
 Axes = tuple[int, ...]
 _INDICES = ("int32", "int64")
@@ -295,18 +296,18 @@ def _mean_variance_normalization_types(call: Call) -> Type:
 
 _ORDERED = (*NUMBERS, "bool")
 for _name, _function, _kind, _allowed, _input_since in (
-    ("ReduceSum", _sum, lower_reduce.SUM, NUMBERS, 13),
-    ("ReduceMean", _mean, lower_reduce.MEAN, NUMBERS, 18),
-    ("ReduceMax", _max, lower_reduce.MAX, _ORDERED, 18),
-    ("ReduceMin", _min, lower_reduce.MIN, _ORDERED, 18),
-    ("ReduceProd", _product, lower_reduce.PRODUCT, NUMBERS, 18),
-    ("ReduceL1", lambda x, axes: _sum(np.abs(x), axes), lower_reduce.L1, NUMBERS, 18),
-    ("ReduceL2", _l2, lower_reduce.L2, NUMBERS, 18),
-    ("ReduceLogSum", _log_sum, lower_reduce.LOG_SUM, NUMBERS, 18),
-    ("ReduceLogSumExp", _log_sum_exp, lower_reduce.LOG_SUM_EXP, NUMBERS, 18),
-    ("ReduceSumSquare", lambda x, axes: _sum(np.square(x), axes), lower_reduce.SUM_OF_SQUARES, NUMBERS, 18),
+    ("ReduceSum", _sum, "SUM", NUMBERS, 13),
+    ("ReduceMean", _mean, "MEAN", NUMBERS, 18),
+    ("ReduceMax", _max, "MAX", _ORDERED, 18),
+    ("ReduceMin", _min, "MIN", _ORDERED, 18),
+    ("ReduceProd", _product, "PRODUCT", NUMBERS, 18),
+    ("ReduceL1", lambda x, axes: _sum(np.abs(x), axes), "L1", NUMBERS, 18),
+    ("ReduceL2", _l2, "L2", NUMBERS, 18),
+    ("ReduceLogSum", _log_sum, "LOG_SUM", NUMBERS, 18),
+    ("ReduceLogSumExp", _log_sum_exp, "LOG_SUM_EXP", NUMBERS, 18),
+    ("ReduceSumSquare", lambda x, axes: _sum(np.square(x), axes), "SUM_OF_SQUARES", NUMBERS, 18),
 ):
-    _kernel = lower_reduce.lower_reduce(_kind)
+    _kernel = lower_reduce.of(_kind)
     _types, _reduce = _types_by_attribute(_allowed), _by_attribute(_function, _allowed)
     register(Op(_name, since=1, infer=_types, reference=_reduce, lower=_kernel))
     _types, _reduce = _types_by_input(_allowed), _by_input(_function, _allowed)

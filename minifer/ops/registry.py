@@ -8,7 +8,8 @@ An operator lives in one file: `register(Op("Softmax", since=13, infer=..., refe
   attributes that the node does not carry take the function's own defaults. It returns one value, or a tuple with
   one per output. A function that declares a parameter `ctx` also gets a `Context`.
 * `lower(low)` yields kernel calls into a plan (see minifer.plan.lower), or returns a `Declined` that says why
-  not; an operator without `lower` runs by its reference inside the plan.
+  not; an operator without `lower` runs by its reference inside the plan. Lowerings stand in modules of their own,
+  lower_*.py, named by `deferred` and imported when the first of them is called.
 
 There is no default version: Softmax-11 is not Softmax-13. `since` is the first opset version whose meaning the
 entry has; an entry holds until the next one of the same name and domain.
@@ -21,7 +22,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,14 @@ from minifer import dtypes
 from minifer.errors import InputError, LimitError, MiniferError, ModelError, ShapeError, UnsupportedError
 from minifer.ir import Dim, Graph, Node, SparseTensor, TensorType, Type, type_of_value
 from minifer.locks import Lock
+from minifer.record import Record
 
 # memory layouts that a lowering may ask for
 PLAIN = "plain"  # row-major in the order of the ONNX dimensions
 CHANNELS_LAST = "channels_last"  # row-major with dimension 1 moved to the end: N, spatial..., C
 
 
-@dataclass(frozen=True)
-class Declined:
+class Declined(Record):
     """Why a rewrite or a lowering did not apply (shown by MINIFER_DEBUG=3 and `minifer info`)."""
 
     why: str
@@ -46,14 +47,19 @@ class Declined:
         return False
 
 
-@dataclass
 class Call:
     """What `infer` sees of a node: the types of its inputs, the values among them that are known, attributes."""
 
-    node: Node
-    types: Sequence[Type | None]  # None: omitted, or type unknown
-    values: Sequence[Any] = ()  # ndarray where the value is known before the run, else None
-    infer_graph: Callable[[Graph, Sequence[Type | None]], list[Type | None]] | None = None  # for control flow
+    def __init__(
+        self,
+        node: Node,
+        types: Sequence[Type | None],
+        values: Sequence[Any] = (),
+        infer_graph: Callable[[Graph, Sequence[Type | None]], list[Type | None]] | None = None,
+    ):
+        """`types`: None where an input is omitted or of unknown type; `values`: arrays where they are known before the
+        run, else None; `infer_graph`: for control flow."""
+        self.node, self.types, self.values, self.infer_graph = node, types, values, infer_graph
 
     def has(self, i: int) -> bool:
         """True where input `i` is given."""
@@ -89,15 +95,14 @@ class Call:
         return ShapeError(f"{self.node.label}({kinds}): {why}")
 
 
-@dataclass
-class Context:
+class Context(Record, frozen=False):
     """What a reference with a `ctx` parameter sees besides its inputs."""
 
     node: Node
     # run(graph, inputs) -> outputs; names of outer graphs that the graph reads are bound already
     run: Callable[[Graph, Sequence[Any]], list[Any]]
     # hold(bytes): raises LimitError where that much may not be held (what a loop gathers over its iterations)
-    hold: Callable[[int], None] = lambda nbytes: None
+    hold: Callable[[int], None] = staticmethod(lambda nbytes: None)
 
     @property
     def outputs(self) -> int:
@@ -112,8 +117,7 @@ class Context:
 Infer = Callable[[Call], "Type | Sequence[Type | None] | None"]
 
 
-@dataclass(frozen=True)
-class Op:
+class Op(Record):
     """One operator at the opset versions from `since` to the next entry."""
 
     name: str
@@ -122,6 +126,8 @@ class Op:
     infer: Infer | None = None
     lower: Callable[..., Any] | None = None
     known: Callable[[Call], Any] | None = None  # a value that follows from the input types alone (Shape), or None
+    # how many rows the kernel goes on in input 0 from one to the next, where these may lie apart, else 0 (plan/rows.py)
+    rows: Callable[[Call], int] | None = None
     domain: str = ""
     deterministic: bool = True  # False: never folded, never merged with an equal node
     ignore: tuple[str, ...] = ()  # attributes that carry no meaning here (training hints, legacy)
@@ -226,20 +232,15 @@ class _Form:
     """How a reference may be called, by its signature: inputs by position, attributes by keyword."""
 
     def __init__(self, reference: Callable[..., Any]):
-        parameters = _parameters(reference)
-        keyword = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        endless = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-        self.least = sum(p.default is p.empty for p in positional)
-        self.most = None if endless else len(positional)
+        self.least, self.most, keyword, self.any_attribute = _declared(reference)
         self.wants_context = "ctx" in keyword
         keyword.pop("ctx", None)
         self.attributes = frozenset(keyword)
-        self.any_attribute = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self.needed = frozenset(n for n, default in keyword.items() if default is inspect.Parameter.empty)
+        self.needed = frozenset(n for n, default in keyword.items() if default is _NEEDED)
         self.types = {n: _wanted_type(default) for n, default in keyword.items()} | dict.fromkeys(_BODIES, (Graph,))
 
 
+_NEEDED = inspect.Parameter.empty  # the default of what has none
 _ANY: tuple[type, ...] = (object,)
 _BODIES = ("body", "then_branch", "else_branch")  # attributes that are graphs, whatever the operator
 _ARRAYS = (np.ndarray, np.generic)
@@ -255,11 +256,25 @@ def _wanted_type(default: Any) -> tuple[type, ...]:
     return (tuple, list) if isinstance(default, tuple) else _ANY
 
 
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+def _declared(function: Callable[..., Any]) -> tuple[int, int | None, dict[str, Any], bool]:
+    """What a function takes: by position at least and at most (None: any number), by keyword with which defaults, and
+    whether any other keyword too."""
+    if isinstance(function, FunctionType) and not hasattr(function, "__wrapped__"):  # 20 times as fast
+        code, defaults = function.__code__, function.__kwdefaults__ or {}
+        most = code.co_argcount
+        keyword = {n: defaults.get(n, _NEEDED) for n in code.co_varnames[most : most + code.co_kwonlyargcount]}
+        endless, more = code.co_flags & inspect.CO_VARARGS, code.co_flags & inspect.CO_VARKEYWORDS
+        return most - len(function.__defaults__ or ()), None if endless else most, keyword, bool(more)
     try:
-        return list(inspect.signature(function).parameters.values())
+        parameters = list(inspect.signature(function).parameters.values())
     except ValueError:  # a function in C that says nothing (a ufunc): inputs alone
-        return [inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)]
+        return 0, None, {}, False
+    kinds = [p.kind for p in parameters]
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    least = sum(p.default is _NEEDED for p in positional)
+    keyword = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    endless, anything = inspect.Parameter.VAR_POSITIONAL in kinds, inspect.Parameter.VAR_KEYWORD in kinds
+    return least, None if endless else len(positional), keyword, anything
 
 
 def _kinds(inputs: Sequence[Any]) -> str:
@@ -277,7 +292,6 @@ def _kinds(inputs: Sequence[Any]) -> str:
 def _guarded(rule: Callable[[Call], Any]) -> Callable[[Call], Any]:
     """A type rule whose stray exceptions (an attribute of a wrong type, an input that is not there) name the node."""
 
-    @functools.wraps(rule)
     def guarded(call: Call) -> Any:
         try:
             return rule(call)
@@ -325,14 +339,34 @@ def _importing() -> str:
     return "" if frame is None else frame.f_globals.get("__name__", "")
 
 
-def deferred(module: str, name: str) -> Callable[[Any], Any]:
-    """A lowering in a module of minifer.ops that is imported when it is first called: for an operator that stands in
-    one module with more common ones."""
+class Deferred:
+    """A function of a module of minifer.ops that is imported when the function is first called."""
 
-    def lower(low: Any) -> Any:
-        return getattr(importlib.import_module(f"minifer.ops.{module}"), name)(low)
+    def __init__(self, module: str, name: str, given: tuple[tuple[Any, ...], dict[str, Any]] | None = None):
+        self.module, self.name, self.given = module, name, given
 
-    return lower
+    @functools.cached_property
+    def function(self) -> Callable[..., Any]:
+        """The function itself."""
+        found = getattr(importlib.import_module(f"minifer.ops.{self.module}"), self.name)
+        return found if self.given is None else found(*self.given[0], **self.given[1])
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.function(*arguments, **named)
+
+    def of(self, *arguments: Any, **named: Any) -> Deferred:
+        """What the function makes of these arguments, itself a function: made when that is first called."""
+        return Deferred(self.module, self.name, (arguments, named))
+
+
+def deferred(module: str, *names: str) -> Any:
+    """Functions of a module of minifer.ops, imported when one is first called: one, or a list for several names.
+
+    Lowerings are named so. They bring the kernels with them, which take longer to import than all else, and a model
+    lowers few of the operators that it names: others are folded, rewritten, or absorbed by their neighbours.
+    """
+    found = [Deferred(module, name) for name in names]
+    return found[0] if len(found) == 1 else found
 
 
 def _load() -> None:
@@ -347,7 +381,8 @@ def _load() -> None:
         from minifer.ops import catalogue
 
         for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"minifer.ops.{module.name}")
+            if not module.name.startswith("lower_"):  # these register nothing
+                importlib.import_module(f"minifer.ops.{module.name}")
         _loaded = True
         catalogue.write(package.__path__[0], _FOUND)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -22,10 +21,12 @@ import numpy as np
 from minifer.dtypes import to_numpy
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
-from minifer.ops.lower_move import pick
-from minifer.ops.lower_resize import identity_or_resample
-from minifer.ops.registry import Declined, Op, register
+from minifer.ops.registry import Declined, Op, deferred, register
 from minifer.ops.shapes import integers, wrap_axes
+from minifer.record import Record
+
+pick = deferred("lower_move", "pick")
+identity_or_resample = deferred("lower_resize", "identity_or_resample")
 
 _COORDINATES = (
     "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric",
@@ -41,8 +42,7 @@ _POLICIES = {"stretch": None, "not_larger": min, "not_smaller": max}
 _MODES = {"nearest": "nearest", "linear": "linear", "bilinear": "linear", "trilinear": "linear", "cubic": "cubic"}
 
 
-@dataclass(frozen=True)
-class _Line:
+class _Line(Record):
     """One axis: its length before, the length wanted (maybe a fraction), the length after, the part read."""
 
     axis: int

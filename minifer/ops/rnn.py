@@ -16,10 +16,11 @@ import numpy as np
 from minifer.errors import InputError, ShapeError
 from minifer.ir import Dim, TensorType
 from minifer.ops.activation import sigmoid, softplus
-from minifer.ops.lower_recurrent import lower_gru, lower_lstm, lower_rnn
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import Fail
 from minifer.ops.window import wide
+
+lower_gru, lower_lstm, lower_rnn = deferred("lower_recurrent", "lower_gru", "lower_lstm", "lower_rnn")
 
 _DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 Activation = Callable[[np.ndarray], np.ndarray]

@@ -9,9 +9,12 @@ import numpy as np
 from minifer.errors import InputError, ShapeError
 from minifer.ir import TensorType
 from minifer.ops.gather import check_elements, element_index, tuple_index
-from minifer.ops.lower_index import lower_one_hot, lower_scatter_elements, lower_scatter_nd, lower_tensor_scatter
-from minifer.ops.registry import Op, register
+from minifer.ops.registry import Op, deferred, register
 from minifer.ops.shapes import integers, wrap_axis
+
+lower_one_hot, lower_scatter_elements, lower_scatter_nd, lower_tensor_scatter = deferred(
+    "lower_index", "lower_one_hot", "lower_scatter_elements", "lower_scatter_nd", "lower_tensor_scatter",
+)  # fmt: skip
 
 _REDUCTIONS = {"none": None, "add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 

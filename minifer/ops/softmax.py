@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from minifer.ir import Type
-from minifer.ops.lower_reduce import lower_softmax
-from minifer.ops.registry import Call, Op, register
+from minifer.ops.registry import Call, Op, deferred, register
 from minifer.ops.shapes import axis_of
+
+lower_softmax = deferred("lower_reduce", "lower_softmax")
 
 
 def _sum_by_eights(e: np.ndarray, axis: int) -> np.ndarray:
@@ -74,7 +75,7 @@ def _types(default: int):
 
 
 for _name, _reference, _logarithm in (("Softmax", _softmax, 0), ("LogSoftmax", _log_softmax, 1)):
-    _old, _new = lower_softmax(_logarithm, flattened=True), lower_softmax(_logarithm)
+    _old, _new = lower_softmax.of(_logarithm, flattened=True), lower_softmax.of(_logarithm)
     register(Op(_name, since=1, infer=_types(1), reference=_flattened(_reference), lower=_old))
     register(Op(_name, since=13, infer=_types(-1), reference=_reference, lower=_new))
 register(Op("Hardmax", since=1, infer=_types(1), reference=_flattened(_hardmax)))

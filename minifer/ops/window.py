@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,13 +17,13 @@ from minifer.errors import ShapeError
 from minifer.ir import Dim
 from minifer.ops.registry import Call
 from minifer.ops.shapes import Fail
+from minifer.record import Record
 
 LARGEST = 2**31 - 1  # of a kernel size, stride, dilation or pad: positions can then be counted in 64 bits
 AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(Record):
     """A sliding kernel, one entry per spatial axis. `out` and the pads hold None or a symbol where unknown."""
 
     kernel: tuple[int, ...]

@@ -13,13 +13,13 @@ by its constant values becomes `causal`; any other is added as it is.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from minifer.ir import Graph, Node
 from minifer.passes.match import Matcher, Types, declined, replace_nodes
+from minifer.record import Record
 
 HEADS_BACK = (0, 2, 1, 3)
 #: a number at which a score vanishes: adding it to one of usual size gives itself
@@ -28,25 +28,26 @@ HIDDEN = -1e9
 DEPTH = 6
 
 
-@dataclass
-class _Scores:
+class _Scores(Record, frozen=False):
     """q k^T * scale + biases: names of q and k^T, and of what is added."""
 
     q: str
     k: str
     scale: float = 1.0
-    biases: list[str] = field(default_factory=list)
-    masks: list[tuple[str, bool, float]] = field(default_factory=list)  # condition, where it hides, with what number
+
+    def __post_init__(self) -> None:
+        self.biases: list[str] = []
+        self.masks: list[tuple[str, bool, float]] = []  # condition, where it hides, with what number
 
 
-@dataclass
 class _Fusion:
     """What a pass over the graph has found so far."""
 
-    found: Matcher
-    consts: dict[str, Any] = field(default_factory=dict)
-    shared: dict[Any, str] = field(default_factory=dict)  # biases made before
-    before: list[Node] = field(default_factory=list)  # nodes that the one being made needs
+    def __init__(self, found: Matcher):
+        self.found = found
+        self.consts: dict[str, Any] = {}
+        self.shared: dict[Any, str] = {}  # biases made before
+        self.before: list[Node] = []  # nodes that the one being made needs
 
     def node(self, op: str, inputs: tuple[str, ...], like: Node, name: str, **attrs: Any) -> str:
         """A new node ahead of the fused one; returns its output."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,17 @@ from minifer.ops import registry
 from minifer.ops.registry import Call, Context
 from minifer.passes.clean import map_graphs, same_nodes
 from minifer.passes.inline import inline_branch
+from minifer.record import Record
 
 #: a result with more elements than this and many more than its inputs (a broadcast of a scalar) stays in the graph
 LIMIT = 1 << 27
 #: bytes that all results together may take, or so many times those of the constants: a few nodes can grow without end
 LEAST_BUDGET, TIMES = 1 << 30, 16
+#: operators whose result has as many elements as their first input, and the bytes of the largest element
+SAME_SIZE, LARGEST = frozenset(("Cast", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")), 16
 
 
-@dataclass
-class _Budget:
+class _Budget(Record, frozen=False):
     left: int
 
 
@@ -91,6 +92,9 @@ def _evaluate(node: Node, known: Mapping[str, Any], budget: _Budget) -> list[np.
 
 def _too_large(op: registry.Op, node: Node, values: list[Any], budget: _Budget) -> bool:
     assert op.infer is not None
+    first = values[0]
+    if node.op in SAME_SIZE and isinstance(first, np.ndarray) and LARGEST * first.size <= budget.left:
+        return False
     kinds = op.infer(Call(node, [None if v is None else type_of_value(v) for v in values], values))
     listed = kinds if isinstance(kinds, list | tuple) else [kinds]
     known = [k for k in listed if isinstance(k, TensorType) and k.concrete]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -220,7 +219,7 @@ def _shrunk(t: _Tape, node: Node, g: str) -> list[str | None]:
 def _reduce(t: _Tape, node: Node, g: str) -> list[str | None]:
     """ReduceSum and ReduceMean: the gradient is spread back over the reduced axes."""
     x, kept = node.inputs[0], t.fresh()
-    t.add(replace(node, outputs=(kept,), attrs={**node.attrs, "keepdims": 1}, name=""))
+    t.add(node.with_(outputs=(kept,), attrs={**node.attrs, "keepdims": 1}, name=""))
     spread = t("Expand", t("Reshape", g, t("Shape", kept), allowzero=1), t("Shape", x))
     if node.op == "ReduceMean":
         ratio = t("Div", t("CastLike", t("Size", kept), g), t("CastLike", t("Size", x), g))
@@ -329,7 +328,7 @@ def _with_expanded_subgraphs(node: Node) -> Node:
         elif isinstance(value, tuple) and value and isinstance(value[0], Graph):
             value = tuple(map(expand_gradients, value))
         attrs[key] = value
-    return replace(node, attrs=attrs)
+    return node.with_(attrs=attrs)
 
 
 def _expand(tape: _Tape, node: Node, graph: Graph) -> None:

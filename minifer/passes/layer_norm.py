@@ -9,7 +9,6 @@ constants of the normalised shape; a scale that is missing is all ones. Means ru
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,10 @@ import numpy as np
 from minifer.ir import Graph, Node
 from minifer.ops.shapes import integers
 from minifer.passes.match import Matcher, Types, declined, other, rewrite
+from minifer.record import Record
 
 
-@dataclass
-class _Norm:
+class _Norm(Record, frozen=False):
     """A normalisation of x over its last `axes` axes that ends with `last`."""
 
     x: str

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from minifer.ops import registry
 from minifer.ops.registry import Context
 from minifer.passes.clean import remove_dead
 from minifer.passes.match import Matcher, Types, replace_nodes
+from minifer.record import Record
 
 MICROSOFT = "com.microsoft"
 BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
@@ -52,8 +52,7 @@ ELEMENTWISE = frozenset((
 ))  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Quantised:
+class Quantised(Record):
     """What a DequantizeLinear says of its result: the bytes, and the names and values of scale and zero point."""
 
     bytes: str
@@ -69,8 +68,7 @@ class Quantised:
         return self.scales.size == 1
 
 
-@dataclass(frozen=True)
-class ByteFunction:
+class ByteFunction(Record):
     """A value that is a function of one byte of a tensor, element by element: its result for each of the bytes."""
 
     root: str

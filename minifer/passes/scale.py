@@ -95,9 +95,7 @@ def _batch_norm(norm: Node, constants: dict[str, Any]) -> Affine | None:
     return factor, shift - mean * factor
 
 
-def _fold(
-    conv: Node, node: Node, affine: Affine, constants: dict[str, Any], consts: dict[str, Any]
-) -> Node | None:
+def _fold(conv: Node, node: Node, affine: Affine, constants: dict[str, Any], consts: dict[str, Any]) -> Node | None:
     if any(n and n not in constants for n in conv.inputs[1:]):
         return None
     weight = constants[conv.inputs[1]]

@@ -7,13 +7,13 @@ import functools
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from minifer import dtypes
 from minifer.errors import LimitError
 from minifer.ir import TensorType
 from minifer.ops.registry import Call
+from minifer.record import Record
 
 _LARGEST = 1 << 62  # bytes that an array may be said to have at all
 
@@ -26,15 +26,14 @@ def machine_bytes() -> int:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            with open(path, encoding="ascii") as file:
+            with open(path, encoding="utf-8") as file:
                 found.append(int(file.read()))
         except (OSError, ValueError):
             continue
     return min(n for n in found if n > 0)
 
 
-@dataclass(frozen=True)
-class Ceiling:
+class Ceiling(Record):
     """The most bytes that one stage may hold; None: as many as the machine has."""
 
     max_bytes: int | None = None

@@ -6,7 +6,6 @@ reads the result so far; that node is absorbed (see Lowering.absorb) and never b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from minifer.ir import Node, TensorType
 from minifer.kernels import activation
 from minifer.plan.plan import Slot
+from minifer.record import Record
 
 if TYPE_CHECKING:
     from minifer.plan.lower import Lowering
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 INFINITY = float("inf")
 
 
-@dataclass
-class Epilogue:
+class Epilogue(Record, frozen=False):
     """What to do with each result. `bias` is (channels,) float32 or None; `residual` names a value or is ""."""
 
     bias: np.ndarray | None = None
@@ -36,9 +35,9 @@ class Epilogue:
         """True where there is an activation."""
         return self.code != activation.CLAMP or self.first != -INFINITY or self.second != INFINITY
 
-    def residual_slot(self, low: Lowering, layout: str) -> Slot | None:
-        """The residual in a layout, or None."""
-        return low.planner.slot(self.residual, layout) if self.residual else None
+    def residual_slot(self, low: Lowering, layout: str, gaps: bool = False) -> Slot | None:
+        """The residual in a layout, or None; `gaps`: its rows may lie apart."""
+        return low.planner.slot(self.residual, layout, gaps) if self.residual else None
 
 
 def take_epilogue(low: Lowering, channel_axis: int | None, residual: bool = True) -> Epilogue:

@@ -39,4 +39,3 @@ def _product(dims: list[int]) -> int:
     for d in dims:
         out *= d
     return out
-

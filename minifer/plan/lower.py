@@ -16,7 +16,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +41,8 @@ from minifer.plan.plan import (
     itemsize,
     lifetimes,
 )
+from minifer.plan.rows import close, gap_of
+from minifer.record import Record
 
 FOLD_LIMIT = 1 << 26  # bytes: a larger result is computed at run time rather than kept in the plan
 FOLD_TOTAL = 1 << 28  # bytes of all such results in one stage
@@ -49,34 +50,37 @@ FOLD_TOTAL = 1 << 28  # bytes of all such results in one stage
 RunGraph = Callable[[Graph, Sequence[Any], Mapping[str, Any]], list[Any]]
 
 
-@dataclass
 class Packed:
     """Constants in the form that kernels want them, shared by all plans of a session."""
 
-    table: dict[tuple[str, Any], np.ndarray] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.table: dict[tuple[str, Any], np.ndarray] = {}
 
 
-@dataclass
-class Scope:
+class Scope(Record, frozen=False):
     """What planning a graph needs besides the values alive: set once for a graph."""
 
     graph: Graph
     nodes: tuple[Node, ...]
     run_graph: RunGraph
-    native: bool = True
-    threads: int = 1  # the most that a run will use: sizes scratch that each thread has for itself
-    packed: Packed = field(default_factory=Packed)
-    ceiling: Ceiling = field(default_factory=Ceiling)
-    dynamic: set[int] = field(default_factory=set)  # nodes whose types were planned wrongly once: ask the run
-    uses: dict[str, list[int]] = field(default_factory=dict)
-    leaving: frozenset[str] = frozenset()  # the outputs of the graph
+    native: bool
+    threads: int  # the most that a run will use: sizes scratch that each thread has for itself
+    packed: Packed
+    ceiling: Ceiling
 
     def __post_init__(self) -> None:
+        self.dynamic: set[int] = set()  # nodes whose types were planned wrongly once: ask the run
+        self.uses: dict[str, list[int]] = {}
         self.leaving = frozenset(self.graph.outputs)
         for i, node in enumerate(self.nodes):
             for name in dict.fromkeys(node.reads):
                 if name:
                     self.uses.setdefault(name, []).append(i)
+
+    @functools.cached_property
+    def makers(self) -> dict[str, Node]:
+        """The node that computes each value."""
+        return {name: node for node in self.nodes for name in node.outputs}
 
     def last_use(self, name: str) -> int:
         """Index of the last node that reads a name; beyond all nodes for a graph output; -1 if never read."""
@@ -94,9 +98,10 @@ class Planner:
         self.types: dict[str, Type] = dict(types)
         self.known: dict[str, Any] = dict(known)
         self.where: dict[str, dict[str, Slot]] = {}  # name -> layout -> slot
+        self.holders: dict[Buffer, list[str]] = {}  # the tensors that lie in a buffer, or in a part of it
         self.writers: dict[str, Node] = {}  # tensor -> the node whose kernels wrote it
         self.steps: list[Step] = []
-        self.converted: list[tuple[int, str, str]] = []  # (steps after it, name, layout) of each layout change
+        self.converted: list[tuple[int, str, dict[str, Slot]]] = []  # (steps after it, name, layouts before) of each
         self.done: set[int] = set()  # nodes absorbed by an earlier one
         self.inputs: dict[str, int] = {}
         self.fresh: list[Buffer] = []
@@ -166,19 +171,40 @@ class Planner:
         """True where a tensor is there by now: written by a step of this stage, or before it."""
         return name in self.where or (name in self.types and name not in self.local_types)
 
-    def slot(self, name: str, layout: str = PLAIN) -> Slot:
-        """A tensor in the layout asked for; a conversion step is added where it is not there yet."""
+    def slot(self, name: str, layout: str = PLAIN, gaps: bool = False) -> Slot:
+        """A tensor in the layout asked for; a conversion step is added where it is not there yet.
+
+        `gaps`: its rows may lie apart (see Slot.gap).
+        """
         held = self.slots(name)
         if layout == CHANNELS_LAST and layout not in held and name in self.known:
             made = self.packed(name, layout, lambda: np.moveaxis(np.asarray(self.known[name]), 1, -1))
-            held = self.where[name] = {**held, layout: replace(made, layout=layout)}
-        if layout not in held:
-            source = next(iter(held.values()))
-            made = convert(self, source, layout, self.writers.get(name, self.scope.nodes[self.index]))
+            held = self.where[name] = {**held, layout: made.with_(layout=layout)}
+        made = held.get(layout) or next(iter(held.values()))
+        if made.layout != layout or (made.gap and not gaps):
+            writer = self.writers.get(name, self.scope.nodes[self.index])
+            if made.gap:
+                made = close(self, made, writer)
+            if made.layout != layout:
+                made = convert(self, made, layout, writer)
             self.where[name] = {**held, layout: made}
-            self.converted.append((len(self.steps), name, layout))
-            return made
-        return held[layout]
+            self.holders.setdefault(made.buffer, []).append(name)
+            self.converted.append((len(self.steps), name, held))
+        return made
+
+    def ends(self, slot: Slot, node: Node, absorbed: set[int]) -> bool:
+        """True where a residual of `node` is the last that is read of its memory: the result may lie there.
+
+        `absorbed` are the later nodes that `node` does the work of.
+        """
+        buffer, scope, now = slot.buffer, self.scope, self.index
+        if buffer.kind != "arena" or slot.nbytes != buffer.nbytes or scope.nodes[now] is not node:
+            return False  # the caller's or a constant, a part of something larger, within a branch
+        names = self.holders.get(buffer, [])
+        if not names or any(name in scope.leaving or name in node.reads for name in names):
+            return False
+        read = absorbed | self.done
+        return all(use < now or use in read for name in names for use in scope.uses.get(name, []))
 
     def temporary(self, nbytes: int) -> Buffer:
         """A buffer in the arena."""
@@ -203,8 +229,8 @@ class Planner:
         """Take back the steps from `mark` on, and the layouts that they made."""
         del self.steps[mark:]
         while self.converted and self.converted[-1][0] > mark:
-            _, name, layout = self.converted.pop()
-            self.where.get(name, {}).pop(layout, None)
+            _, name, held = self.converted.pop()
+            self.where[name] = held
 
     # -- one node -----------------------------------------------------------------------------------------
 
@@ -347,6 +373,8 @@ class Planner:
         for name, held in low.written.items():
             self.where[name] = held
             self.writers[name] = node
+            for slot in held.values():
+                self.holders.setdefault(slot.buffer, []).append(name)
         return None
 
     def _by_reference(self, node: Node, captured: Sequence[str], kinds: Sequence[Type | None], why: str) -> None:
@@ -477,22 +505,31 @@ class Lowering:
         return self.out_type(i).dims
 
     # memory
-    def input(self, i: int, layout: str = PLAIN) -> Slot:
-        """Input `i` in a layout (converted where it is held in another)."""
-        return self.planner.slot(self.node.inputs[i], layout)
+    def input(self, i: int, layout: str = PLAIN, gaps: bool = False) -> Slot:
+        """Input `i` in a layout (converted where it is held in another); `gaps`: its rows may lie apart (Slot.gap)."""
+        return self.planner.slot(self.node.inputs[i], layout, gaps)
 
     def layouts(self, i: int) -> set[str]:
         """The layouts in which input `i` lies in memory already."""
         return set(self.planner.slots(self.node.inputs[i]))
 
-    def output(self, i: int = 0, layout: str = PLAIN) -> Slot:
-        """New memory for output `i`, to be written whole by the kernels called."""
+    def output(self, i: int = 0, layout: str = PLAIN, over: Slot | None = None, gaps: bool = False) -> Slot:
+        """Memory for output `i`, to be written whole by the kernels called: new, or that of `over`.
+
+        `over` is a residual of the same size, for kernels that read its elements no later than they write theirs. Where
+        nothing else will read it, the result takes its place: what is in the first-level cache need not be fetched.
+        `gaps`: rows are written apart where that helps those that read them (see plan/rows.py).
+        """
         kind = self.out_type(i)
         shape = kind.dims
         if layout == CHANNELS_LAST:
             shape = (shape[0], *shape[2:], shape[1])
-        slot = Slot(self.planner.temporary(math.prod(shape) * itemsize(kind.dtype)), kind.dtype,
-                    shape, 0, layout)  # fmt: skip
+        gap = gap_of(self.planner, self.outputs[i], shape[-1]) if gaps else 0
+        slot = Slot(self.planner.temporary(0), kind.dtype, shape, 0, layout, gap)
+        again = over is not None and (over.nbytes, over.gap) == (slot.nbytes, gap)
+        if over is not None and again and self.planner.ends(over, self.node, self.absorbed):
+            slot = slot.with_(buffer=over.buffer)
+        slot.buffer.nbytes = slot.nbytes
         self.written[self.outputs[i]] = {layout: slot}
         return slot
 

@@ -8,30 +8,29 @@ one array: an input, a value made by a Python step, or an output.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minifer import dtypes
-from minifer.ir import Node, TensorType, Type
+from minifer.ir import NOTHING, Node, TensorType, Type
 from minifer.ops.registry import PLAIN
 from minifer.plan.arena import lower_bound
+from minifer.record import Record
 
 ABSOLUTE, ARENA, FIRST_ARRAY = 0, 1, 2  # base indices
 
 
-@dataclass(eq=False)
 class Buffer:
     """A piece of memory: "const" (an array), "arena" (an offset is chosen later) or "array" (a base of its own)."""
 
-    kind: str
-    nbytes: int
-    array: np.ndarray | None = None  # const only
-    base: int = -1  # array only: index into the bases of a run
-    offset: int = 0  # arena only, set by the arena
+    def __init__(self, kind: str, nbytes: int, array: np.ndarray | None = None, base: int = -1):
+        self.kind, self.nbytes = kind, nbytes
+        self.array = array  # const only
+        self.base = base  # array only: index into the bases of a run
+        self.offset = 0  # arena only, set by the arena
 
     @cached_property
     def address(self) -> int:
@@ -40,15 +39,21 @@ class Buffer:
         return self.array.__array_interface__["data"][0]
 
 
-@dataclass(frozen=True, eq=False)
-class Slot:
-    """A tensor in a buffer: contiguous, `offset` bytes in, with the shape as it lies in memory."""
+class Slot(Record, eq=False):
+    """A tensor in a buffer, `offset` bytes in, with the shape as it lies in memory: contiguous but for gaps."""
 
     buffer: Buffer
     dtype: str
     shape: tuple[int, ...]  # in memory order (channels last: N, spatial..., C)
     offset: int = 0
     layout: str = PLAIN
+    gap: int = 0  # elements left out behind each row (the last dimension)
+
+    if not TYPE_CHECKING:  # as Record's own, but quicker: very many are made
+
+        def __init__(self, buffer, dtype, shape, offset=0, layout=PLAIN, gap=0):
+            self.buffer, self.dtype, self.shape = buffer, dtype, shape
+            self.offset, self.layout, self.gap = offset, layout, gap
 
     @cached_property
     def size(self) -> int:
@@ -58,7 +63,8 @@ class Slot:
     @cached_property
     def nbytes(self) -> int:
         """Bytes it takes in memory."""
-        return self.size * itemsize(self.dtype)
+        left_out = self.size // self.shape[-1] * self.gap if self.gap else 0
+        return (self.size + left_out) * itemsize(self.dtype)
 
     def view(self, shape: tuple[int, ...], offset: int = 0, dtype: str | None = None) -> Slot:
         """The same memory under another shape, `offset` bytes further in."""
@@ -79,8 +85,7 @@ def itemsize(dtype: str) -> int:
     return max(1, dtypes.bits(dtype) // 8)
 
 
-@dataclass(frozen=True, eq=False)
-class KernelStep:
+class KernelStep(Record, eq=False):
     """One native kernel call. `arguments` in parameter order: Slot (or None) for pointers, numbers for scalars."""
 
     kernel: Any  # KernelSpec
@@ -90,8 +95,7 @@ class KernelStep:
     writes: tuple[Slot, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class PythonStep:
+class PythonStep(Record, eq=False):
     """One operator run by its reference. Inputs are Slots, or names of values that live as Python objects."""
 
     node: Node
@@ -108,8 +112,7 @@ class PythonStep:
 Step = KernelStep | PythonStep
 
 
-@dataclass(eq=False)
-class Plan:
+class Plan(Record, eq=False):
     """One stage. `inputs` names what it needs, `outputs` what later stages and the caller get from it."""
 
     steps: tuple[Step, ...] = ()
@@ -118,9 +121,9 @@ class Plan:
     fresh: tuple[tuple[int, np.dtype, tuple[int, ...]], ...] = ()  # output arrays to allocate: base, dtype, shape
     bases: int = FIRST_ARRAY
     arena_bytes: int = 0
-    known: dict[str, Any] = field(default_factory=dict)  # values found while planning
-    types: dict[str, Type] = field(default_factory=dict)
-    consts: list[np.ndarray] = field(default_factory=list)  # keeps alive what records point to
+    known: Mapping[str, Any] = NOTHING  # values found while planning
+    types: Mapping[str, Type] = NOTHING
+    consts: Sequence[np.ndarray] = ()  # keeps alive what records point to
     dynamic: bool = False  # ends with a step whose result types only the run tells
 
     def held_bytes(self) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 def kernels_available() -> bool:
     """True where kernels are in the cache or can be built."""
-    try:
-        from minifer.codegen import library
-    except ImportError:
-        return False
-    return library.available()
+    from minifer.codegen import store
+
+    return store.available()

@@ -13,12 +13,12 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from minifer import dtypes
+from minifer.collector import collector_paused
 from minifer.errors import InputError, LimitError, MiniferError
 from minifer.ir import Graph, Node, SequenceType, SparseTensor, TensorType, Type, type_of_value
 from minifer.locks import Lock
@@ -27,9 +27,9 @@ from minifer.ops.registry import Call, Context
 from minifer.plan.ceiling import Ceiling
 from minifer.plan.lower import Packed, Planner, Scope
 from minifer.plan.plan import ARENA, Plan, PythonStep, Slot
-from minifer.runtime.kept import Kept
+from minifer.record import Record
 from minifer.runtime.records import Table, build_tables, ensure_kernels
-from minifer.runtime.workspaces import Workspaces
+from minifer.runtime.settings import Settings
 
 PLANS_KEPT = 64  # plans per graph and per stage
 VALUES_KEPT = 4  # values of a scalar integer input that get plans of their own
@@ -40,30 +40,6 @@ STATUS = {
     2: "a size or count in the data is not valid",
     3: "integer division by zero; check the values of the divisor",
 }
-
-
-@dataclass
-class Limits:
-    """What a session may use at most; None: no limit."""
-
-    max_bytes: int | None = None  # what one stage holds: arena, outputs, results of Python steps; None: what there is
-    max_seconds: float | None = None  # of one run; checked between native calls and in every turn of a loop
-
-    def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_seconds"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and value >= 0):
-                raise InputError(f"the limit {name} must be a number from 0, or None for no limit, not {value!r}")
-
-
-def limits_of(given: Limits | Mapping[str, Any] | None) -> Limits:
-    """Limits from a Limits, a dict of its fields, or None; InputError for anything else."""
-    if isinstance(given, Limits):
-        return given
-    known = {f.name for f in fields(Limits)}
-    if not isinstance(given, Mapping | None) or (given and set(given) - known):
-        raise InputError(f"limits must be a dict with the keys {', '.join(sorted(known))}, not {given!r}")
-    return Limits(**(given or {}))
 
 
 class Clock:
@@ -84,19 +60,6 @@ class Clock:
             self.end += seconds
 
 
-@dataclass
-class Settings:
-    """What all executors of a session share."""
-
-    threads: int = 1
-    native: bool = True
-    limits: Limits = field(default_factory=Limits)
-    workspaces: Workspaces = field(default_factory=Workspaces)
-    plans: Kept = field(default_factory=Kept)
-    trace: Any = None  # called with (node, kernel or None, seconds, outputs) after each step, where set
-    on_step: Any = None  # called with (step, start, end) after each step, where set; times of perf_counter
-
-
 class WrongType(Exception):
     """A step gave another type than was planned: node `index` must be asked at run time."""
 
@@ -105,18 +68,19 @@ class WrongType(Exception):
         self.index = index
 
 
-@dataclass(eq=False)
-class Stage:
+class Stage(Record, frozen=False, eq=False):
     """A plan made ready to run, and the stages that follow it by the types of its dynamic results."""
 
     plan: Plan
     end: int
     parts: list[Table | PythonStep]
-    known: dict[str, Any]
-    types: dict[str, Type]
-    following: OrderedDict[Any, Stage] = field(default_factory=OrderedDict)
-    inner: dict[tuple[int, int], Executor] = field(default_factory=dict)
+    known: Mapping[str, Any]
+    types: Mapping[str, Type]
     start: int = 0
+
+    def __post_init__(self) -> None:
+        self.following: OrderedDict[Any, Stage] = OrderedDict()
+        self.inner: dict[tuple[int, int], Executor] = {}
 
 
 def key_of(value: Any) -> Any:
@@ -210,7 +174,8 @@ class Executor:
         if self._known_types is None:
             self._known_types = {n: type_of_value(v) for n, v in self.known.items()}
         began = time.monotonic()
-        plan, end = Planner(self.scope, start, {**self._known_types, **types}, {**self.known, **known}).plan()
+        with collector_paused():
+            plan, end = Planner(self.scope, start, {**self._known_types, **types}, {**self.known, **known}).plan()
         self.planning_seconds += time.monotonic() - began
         if int(os.environ.get("MINIFER_DEBUG") or 0) >= 1:
             steps = f"{plan.native_steps()} kernel steps, {len(plan.python_steps())} by reference"
@@ -381,7 +346,6 @@ class Executor:
         if self.settings.trace is not None:
             self.settings.trace(step.node, None, seconds, results)
 
-
     def _check_result(self, op: registry.Op, step: PythonStep, inputs: Sequence[Any]) -> None:
         """Raise LimitError where what data ask for is too large; only now are they known."""
         if op.infer is None or step.node.subgraphs_any:
@@ -413,7 +377,6 @@ def _kept(table: OrderedDict[Any, Stage], key: Any) -> Stage | None:
         with contextlib.suppress(KeyError):  # another thread may have dropped it
             table.move_to_end(key)
     return found
-
 
 
 def _address(array: np.ndarray) -> int:

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from typing import Any
 
 from minifer.locks import Lock
-from minifer.plan.plan import KernelStep
 
 BUDGET = 1 << 27  # bytes
 _STAGE, _STEP, _NAME = 6000, 2500, 150  # bytes that a stage, a step and a name take, about
@@ -19,6 +18,8 @@ _STAGE, _STEP, _NAME = 6000, 2500, 150  # bytes that a stage, a step and a name 
 
 def cost_of(stage: Any) -> int:
     """About how many bytes a stage takes besides the model's constants."""
+    from minifer.plan.plan import KernelStep  # there by now; a session that has not run yet needs none
+
     made = sum(getattr(value, "nbytes", 0) for value in stage.plan.known.values())
     tables = sum(a.nbytes for a in stage.plan.consts if a.nbytes < 1 << 12)  # larger ones are mostly shared constants
     steps = sum(2 if isinstance(step, KernelStep) else 1 for step in stage.plan.steps)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
+from _thread import allocate_lock
 
 import numpy as np
 
@@ -62,14 +62,16 @@ class Pool:
         self._states = self.boxes[:workers, runner.STATE]
         self._address = self.boxes.ctypes.data
         self._give_way = give_way_address()
-        self._locks = [threading.Lock() for _ in range(workers)]
-        self._wake = threading.Lock()
+        self._locks = [allocate_lock() for _ in range(workers)]
+        self._wake = allocate_lock()
         for lock in self._locks:
             lock.acquire()
         self._running = 0  # workers that have been started
         self._launch = ctypes.CFUNCTYPE(_WORD, *[_WORD] * 6)(native_address("launch"))
 
     def _start(self) -> None:
+        import threading  # most small models never start a thread
+
         serve = ctypes.CFUNCTYPE(_WORD, *[_WORD] * 3)(native_address("serve"))
         while self._running < len(self._locks):  # an interrupt may come between two; the next call goes on from there
             w, self._running = self._running, self._running + 1
@@ -102,7 +104,7 @@ class Pool:
 
 
 _pools: dict[int, Pool] = {}
-_lock = threading.Lock()
+_lock = allocate_lock()
 
 
 def pool(threads: int) -> Pool:
@@ -117,7 +119,7 @@ def pool(threads: int) -> Pool:
 def _forget() -> None:
     """In a forked child the workers do not exist: start anew."""
     global _lock
-    _lock = threading.Lock()
+    _lock = allocate_lock()
     _pools.clear()
 
 

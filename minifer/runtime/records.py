@@ -7,13 +7,13 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from minifer.kernels import runner_layout as runner
 from minifer.kernels.spec import KernelSpec
 from minifer.plan.plan import ABSOLUTE, KernelStep, Plan, PythonStep, Slot
+from minifer.record import Record
 from minifer.runtime.launch import run_table
 
 #: bytes touched below which one thread is quicker than several that meet at barriers (some 0.2 ms of work)
@@ -23,8 +23,7 @@ SMALL_WORK = 1 << 21
 PIECES, FINE_WORK = 4, 1 << 18
 
 
-@dataclass(eq=False)
-class Table:
+class Table(Record, frozen=False, eq=False):
     """Consecutive kernel steps as one table for the runner."""
 
     steps: tuple[KernelStep, ...]

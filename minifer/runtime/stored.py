@@ -29,16 +29,11 @@ from typing import Any
 import numpy as np
 
 from minifer import __version__
-from minifer.codegen.folders import user_cache
+from minifer.codegen.folders import blake2b, user_cache
 from minifer.errors import LimitError, ModelError
 from minifer.locks import Lock
 from minifer.runtime.launch import address_of, run_table
 from minifer.runtime.workspaces import Workspaces
-
-try:  # hashlib would load OpenSSL, for nothing
-    from _blake2 import blake2b
-except ImportError:
-    from hashlib import blake2b
 
 FORMAT = 1
 MAGIC = b"minifer plan\0\0\0" + bytes([FORMAT])
@@ -254,7 +249,6 @@ def content_digest(content: np.ndarray) -> bytes:
 
 
 _code: dict[bytes, mmap.mmap] = {}  # by what seals it; it stays for ever, as a worker may be in it to the very end
-
 
 
 class Stored:

@@ -36,7 +36,7 @@ MOST_FILES = 8  # of constants of one model
 TRIES = 4  # plans that one session offers
 OWN = 4096  # bytes from which on a constant is left in the model's file
 CODE_PAGE = 4096  # aarch64 finds constants by pages of this size; no processor asks for more
-WORTH = 0.03  # seconds that reading and planning must have taken: less is not worth a file
+WORTH = 0.01  # seconds that reading and planning must have taken: less is not worth a file
 ABANDONED = 3600  # seconds; a file of no entry that old is deleted
 
 
@@ -47,14 +47,14 @@ class NotKept(Exception):
 class Keeper:
     """Keeps the first plans of a session."""
 
-    def __init__(self, file: ModelFile, model: Model, beside: Sequence[str], seconds: float):
-        """`beside`: paths of the files with external data that the model was read from; `seconds`: what that took."""
+    def __init__(self, model: Model, file: ModelFile, beside: Sequence[tuple[str, Stamp]], seconds: float):
+        """`beside`: the files with external data that the model was read from; `seconds`: what that took."""
         self.file = file
         self.seconds = seconds
         self.tries = TRIES
         self._seen = 0
         self._digests: dict[int, tuple[np.ndarray, bytes]] = {}  # of constants that were met, by id
-        self._beside: list[tuple[str, Stamp]] = [(path, stored.stamp_of(os.stat(path))) for path in beside]
+        self._beside = list(beside)
         if not all(stored.settled(stamp) for _, stamp in self._beside):
             self.tries = 0
         graph = model.graph

@@ -117,7 +117,7 @@ def test_shipped_library(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "PREBUILT", str(tmp_path))
     monkeypatch.setattr(store, "numba_version", lambda: "")
     monkeypatch.setenv("MINIFER_CACHE_DIR", str(tmp_path / "none"))
-    assert library.available()
+    assert store.available()
     found = store.find(UNIT, target)
     assert found is not None and store.read(found) == data
 
@@ -128,7 +128,7 @@ def test_no_numba(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIFER_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(library, "_loaded", {})
     monkeypatch.setattr(library, "_failed", {})
-    assert not library.available()
+    assert not store.available()
     with pytest.raises(KernelError, match="Numba is not installed"):
         library.ensure([tiny.double])
 

@@ -114,3 +114,12 @@ def test_bit_cast():
     for action in (run_op, infer_value):
         with pytest.raises((InputError, ShapeError), match="sizes in bits"):
             action("BitCast", 26, np.array([1.0]), to=1)
+
+
+def test_all_halves_are_looked_up_as_numpy_converts_them():
+    """Many are looked up in a table, also such as lie apart or in another byte order."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    for x in (every, every.reshape(256, 256).T, every[::3], every.astype(">f2")):
+        got = convert(x, "float32")
+        assert got.shape == x.shape and got.dtype == np.float32
+        assert got.tobytes() == x.astype(np.float32).tobytes()

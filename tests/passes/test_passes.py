@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from minifer.errors import MiniferError
 from minifer.ir import Graph
-from minifer.passes import PASSES, optimise
+from minifer.passes import PASSES, Pass, optimise
 from minifer.session import Session
 from tests.kernels.models import model, node
 
@@ -135,10 +140,37 @@ def test_passes_that_find_nothing_give_back_the_very_graph():
 
 
 def test_the_driver_names_the_pass_that_broke_the_graph(monkeypatch):
-    def breaks(graph):
-        return graph.with_(nodes=graph.nodes[1:])
+    class Breaking(Pass):
+        def __call__(self, graph, *given):
+            return graph.with_(nodes=graph.nodes[1:])
 
-    monkeypatch.setattr("minifer.passes.PASSES", (*PASSES, breaks))
+    monkeypatch.setattr("minifer.passes.PASSES", (*PASSES, Breaking("nowhere", "breaks")))
     made = model([node("Neg", ["x"], ["a"]), node("Abs", ["a"], ["y"])], {"x": draw(2)}, {}, ["y"])
     with pytest.raises(MiniferError, match="breaks"):
         optimise(made.graph)
+
+
+@pytest.mark.parametrize("step", PASSES, ids=lambda step: step.name)
+def test_each_pass_is_there_and_takes_what_it_is_given(step):
+    function = getattr(importlib.import_module(f"minifer.passes.{step.module}"), step.name)
+    assert tuple(inspect.signature(function).parameters) == ("graph", *filter(None, [step.takes]))
+
+
+def test_a_pass_is_called_where_all_that_it_needs_is_there():
+    step = Pass("somewhere", "something", ("Conv", "Add|Sub"))
+    assert step.concerns({"Conv", "Sub", "Relu"})
+    assert not step.concerns({"Conv", "Relu"}) and not step.concerns({"Add", "Sub"})
+    assert Pass("somewhere", "something").concerns(set())
+
+
+def test_what_a_graph_does_not_need_is_not_imported():
+    """The passes are most of the code that reads a graph; a net of convolutions calls few of them."""
+    program = """
+import sys
+from minifer.ir import Graph, Node
+from minifer.passes import optimise
+optimise(Graph(("x",), ("y",), (Node("Relu", ("x",), ("y",), version=13),)))
+print(*sorted(name.rpartition(".")[2] for name in sys.modules if name.startswith("minifer.passes.")))
+"""
+    out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert out.stdout.split() == ["clean", "fold", "inline"]

@@ -180,7 +180,7 @@ def test_references_do_not_keep_views_into_the_arena():
 
 
 def test_without_a_compiler_every_step_runs_by_reference(monkeypatch):
-    monkeypatch.setattr("minifer.codegen.library.available", lambda: False)
+    monkeypatch.setattr("minifer.codegen.store.available", lambda: False)
     session = Session(loop_model())
     assert not session.settings.native
     assert session.run({"trips": np.array(2), "x": draw(3, 3)})["all"].shape == (2, 3, 3)
