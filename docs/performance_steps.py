@@ -69,7 +69,7 @@ def product(m: int, k: int, n: int, naive: bool = True) -> Work:
     add("7 ... and the next one fetched", steps.step_fetched, packed)
     nothing = dict.fromkeys(("has_bias", "has_residual", "code"), 0)
     open_end = {"first": -np.inf, "second": np.inf}
-    add("shipped: gemm", gemm.gemm, packed, bias=a, residual=a, lda=k, ldc=n, **nothing, **open_end)
+    add("shipped: gemm", gemm.gemm, packed, bias=a, residual=a, lda=k, ldc=n, ldr=n, **nothing, **open_end)
     out = np.zeros((m, n), np.float32)
     work.add("NumPy", lambda: np.matmul(a, b, out=out), lambda: out)
     add_onnxruntime(work, "MatMul", a, b)
