@@ -28,13 +28,11 @@ from minifer.kernels.runner_layout import (
     DONE,
     FAILED,
     FINISHED,
-    GO,
     IDLE,
     PIECES,
     PITCH,
     RECORD_WORDS,
     RECORDS,
-    RUN,
     STATE,
     STATUS,
     STOP,
@@ -135,8 +133,8 @@ def serve(box: ptr_i64, spins: i64, give_way: i64) -> i64:
     waited = 0
     while True:
         state = atomic_load(box, STATE)
-        if state == GO and atomic_cas(box, STATE, GO, BUSY) == GO:
-            run = as_ptr(box[RUN], i64)
+        if state > STOP and atomic_cas(box, STATE, state, BUSY) == state:
+            run = as_ptr(state, i64)
             walk(run, box[TID], box[COUNT], give_way)
             atomic_store(box, STATE, IDLE)
             atomic_add(run, FINISHED, 1)
@@ -177,13 +175,12 @@ def launch(run: ptr_i64, boxes: ptr_i64, count: i64, helpers: i64, patience: i64
     for w in range(count):
         if (mine >> w) & 1 != 0:
             box = boxes + w * BOX_WORDS
-            box[RUN] = address_of(run)
             box[COUNT] = team
-            atomic_store(box, STATE, GO)
+            atomic_store(box, STATE, address_of(run))
     walk(run, 0, team, give_way)
     here = 1
     for w in range(count):  # who has not begun by now is not needed
-        if (mine >> w) & 1 != 0 and atomic_cas(boxes + w * BOX_WORDS, STATE, GO, IDLE) == GO:
+        if (mine >> w) & 1 != 0 and atomic_cas(boxes + w * BOX_WORDS, STATE, address_of(run), IDLE) == address_of(run):
             here += 1
     turn = 0
     while atomic_load(run, FINISHED) != team - here:

@@ -12,9 +12,11 @@ CLAIMS = 24  # where the claims begin: PITCH words for each thread, one for each
 LINE_WORDS = 8  # of a cache line
 
 # words of a mailbox
-STATE, RUN, TID, COUNT = 0, 1, 2, 3
+STATE, TID, COUNT = 0, 1, 2
 BOX_WORDS = 8
-ASLEEP, WAKING, IDLE, CLAIMED, GO, BUSY, STOP = 0, 1, 2, 3, 4, 5, 6
+# A larger state is the address of the run that the worker is to take part in: whoever takes an order back must mean its
+# own, for a worker may have finished that one and been given another since
+ASLEEP, WAKING, IDLE, CLAIMED, BUSY, STOP = 0, 1, 2, 3, 4, 5
 
 # words of a record: the kernel's entry point, its argument record, how it runs (below), the step's number
 RECORD_WORDS = 4

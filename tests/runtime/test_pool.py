@@ -96,6 +96,30 @@ def test_whoever_is_there_runs_every_piece_once(each, team, present, monkeypatch
         assert block[runner.DONE] == records * pieces
 
 
+def test_an_order_of_another_caller_is_not_taken_back(monkeypatch):
+    """The only worker did its part of this run, and has an order for another one before the caller looks."""
+    boxes = np.zeros(runner_layout.BOX_WORDS, np.int64)
+    boxes[runner.STATE] = runner.IDLE
+    words = np.array([[1, 0, runner_layout.PIECES, 0]], np.int64)  # one record, one piece for each thread
+    block = np.zeros(runner_layout.run_words(1, 2), np.int64)
+    block[runner.TABLE], block[runner.RECORDS], block[runner.PITCH] = words.ctypes.data, 1, runner_layout.pitch(1)
+    other = block.ctypes.data + 8  # stands for the address of the other run
+
+    def piece(*_):
+        assert boxes[runner.STATE] in (block.ctypes.data, other)
+        boxes[runner.STATE], block[runner.FINISHED] = other, 1
+        return 0
+
+    def relax(turn, give_way):
+        assert turn < 1000, "waits for a worker that was done before"
+        return turn + 1
+
+    monkeypatch.setattr(runner, "relax", relax)
+    monkeypatch.setitem(simd.ENTRIES, 1, piece)
+    assert runner.launch(simd.Ptr(block), simd.Ptr(boxes), 1, 1, 0, 0) == 0
+    assert boxes[runner.STATE] == other
+
+
 def test_callers_on_many_threads_share_the_workers():
     table, errors = _table(5), []
 
