@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from minifer.collector import collector_paused
 from minifer.errors import InputError, MiniferError, ModelError
 from minifer.locks import Lock
 from minifer.runtime import stored
@@ -86,11 +85,12 @@ def load(
     found = None if file is None else stored.find(file)
     if found is not None:
         return Session._from_stored(found, options)
+    from minifer.collector import collector_paused
+    from minifer.onnx_io import read_model
+
     with collector_paused():
         if file is not None:
             return Session._to_store(file, options)
-        from minifer.onnx_io import read_model
-
         return Session(read_model(source), **options)
 
 

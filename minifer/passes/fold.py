@@ -15,7 +15,7 @@ from minifer.ops import registry
 from minifer.ops.registry import Call, Context
 from minifer.passes.clean import map_graphs, same_nodes
 from minifer.passes.inline import inline_branch
-from minifer.record import Record
+from minifer.room import Room
 
 #: a result with more elements than this and many more than its inputs (a broadcast of a scalar) stays in the graph
 LIMIT = 1 << 27
@@ -25,8 +25,12 @@ LEAST_BUDGET, TIMES = 1 << 30, 16
 SAME_SIZE, LARGEST = frozenset(("Cast", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")), 16
 
 
-class _Budget(Record, frozen=False):
-    left: int
+class _Budget:
+    """How many bytes may still be made, and where they go."""
+
+    def __init__(self, left: int):
+        self.left = left
+        self.room = Room()
 
 
 def fold_constants(graph: Graph, max_bytes: int | None = None) -> Graph:
@@ -85,7 +89,7 @@ def _evaluate(node: Node, known: Mapping[str, Any], budget: _Budget) -> list[np.
         results = op.call(Context(node, lambda graph, inputs: []), values)
     except MiniferError:
         return None  # the run reports it, if the node runs at all
-    made = [np.asarray(r) for r in results if isinstance(r, np.ndarray | np.generic)]
+    made = [budget.room.adopt(np.asarray(r)) for r in results if isinstance(r, np.ndarray | np.generic)]
     budget.left -= sum(r.nbytes for r in made)
     return made if len(made) == len(results) else None  # a file could not hold a sequence
 

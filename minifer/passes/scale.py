@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minifer.ir import Graph, Node
+from minifer.room import Room
 
 #: a factor (float64) and a shift, each a number or one per channel
 Affine = tuple[Any, Any]
@@ -29,6 +30,7 @@ def fold_scale(graph: Graph) -> Graph:
         readers[name] = readers.get(name, 0) + 1
     constants = {n: v for n, v in graph.consts.items() if n not in graph.inputs}
     consts: dict[str, Any] = dict(graph.consts)
+    room = Room()
     writers: dict[str, int] = {}  # result of a Conv -> its place in `nodes`
     nodes: list[Node | None] = []
     for node in graph.nodes:
@@ -38,7 +40,7 @@ def fold_scale(graph: Graph) -> Graph:
             conv = nodes[index]
             assert conv is not None
             affine = _affine(node, source, constants, conv)
-            folded = None if affine is None else _fold(conv, node, affine, constants, consts)
+            folded = None if affine is None else _fold(conv, node, affine, constants, consts, room)
             if folded is not None:
                 nodes[index] = None
                 writers[folded.outputs[0]] = len(nodes)
@@ -95,7 +97,9 @@ def _batch_norm(norm: Node, constants: dict[str, Any]) -> Affine | None:
     return factor, shift - mean * factor
 
 
-def _fold(conv: Node, node: Node, affine: Affine, constants: dict[str, Any], consts: dict[str, Any]) -> Node | None:
+def _fold(
+    conv: Node, node: Node, affine: Affine, constants: dict[str, Any], consts: dict[str, Any], room: Room
+) -> Node | None:
     if any(n and n not in constants for n in conv.inputs[1:]):
         return None
     weight = constants[conv.inputs[1]]
@@ -108,7 +112,7 @@ def _fold(conv: Node, node: Node, affine: Affine, constants: dict[str, Any], con
         names = (conv.inputs[1], names[1])
     else:
         per_row = np.reshape(factor, (-1, *[1] * (weight.ndim - 1)))
-        scaled = np.empty_like(weight)
+        scaled = room.empty(weight.shape, weight.dtype)
         np.multiply(weight, per_row, out=scaled, dtype=np.float64, casting="same_kind")  # without a float64 copy
         consts[names[0]] = constants[names[0]] = scaled
     total = np.broadcast_to(bias * factor + shift, (weight.shape[0],))

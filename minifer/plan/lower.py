@@ -43,6 +43,7 @@ from minifer.plan.plan import (
 )
 from minifer.plan.rows import close, gap_of
 from minifer.record import Record
+from minifer.room import Room
 
 FOLD_LIMIT = 1 << 26  # bytes: a larger result is computed at run time rather than kept in the plan
 FOLD_TOTAL = 1 << 28  # bytes of all such results in one stage
@@ -55,6 +56,7 @@ class Packed:
 
     def __init__(self) -> None:
         self.table: dict[tuple[str, Any], np.ndarray] = {}
+        self.room = Room()
 
 
 class Scope(Record, frozen=False):
@@ -121,7 +123,7 @@ class Planner:
         if name not in self.scope.graph.consts:
             return self.const(make())
         if (name, key) not in table:
-            table[name, key] = np.ascontiguousarray(make())
+            table[name, key] = self.scope.packed.room.contiguous(make())
             release(self.known.get(name))
         return self.const(table[name, key])
 
