@@ -6,6 +6,7 @@ algorithm saves) and that rate by the machine's peak, which is measured too.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -67,13 +68,44 @@ def product(m: int, k: int, n: int, naive: bool = True) -> Work:
     add("5 ... some panels at a time", steps.step_blocked, packed)
     add("6 ... or one, and k in blocks", steps.step_split, packed)
     add("7 ... and the next one fetched", steps.step_fetched, packed)
-    nothing = dict.fromkeys(("has_bias", "has_residual", "code"), 0)
-    open_end = {"first": -np.inf, "second": np.inf}
-    add("shipped: gemm", gemm.gemm, packed, bias=a, residual=a, lda=k, ldc=n, ldr=n, **nothing, **open_end)
+    c = np.zeros((m, n), np.float32)
+    work.add("shipped: gemm", shipped(a, packed, c, k), lambda: c)
     out = np.zeros((m, n), np.float32)
     work.add("NumPy", lambda: np.matmul(a, b, out=out), lambda: out)
     add_onnxruntime(work, "MatMul", a, b)
     return work
+
+
+def rows(m: int, k: int, n: int) -> Work:
+    """The shipped product, with rows of a one after the other, and a cache line further apart."""
+    rng = np.random.default_rng(0)
+    values, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((m, k), (k, n)))
+    work, packed = Work(f"MatMul {m}x{k}x{n}", 2 * m * k * n), gemm.pack(b)
+    for gap in (0, 16):
+        a, c = np.zeros((m, k + gap), np.float32), np.zeros((m, n), np.float32)
+        a[:, :k] = values
+        work.add(f"rows {4 * (k + gap)} bytes apart", shipped(a, packed, c, k), lambda c=c: c)
+    return work
+
+
+def sums(m: int, k: int, n: int) -> Work:
+    """The shipped product with a residual, which lies in another array than the result, or in the same."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((m, k), (k, n)))
+    work, packed = Work(f"MatMul {m}x{k}x{n} + residual", 2 * m * k * n), gemm.pack(b)
+    x, y, z = (np.zeros((m, n), np.float32) for _ in range(3))
+    turns = itertools.cycle([shipped(a, packed, x, k, y), shipped(a, packed, y, k, x)])  # as layers do, there and back
+    work.add("sums beside the residual", lambda: next(turns)(), lambda: x)
+    work.add("sums over the residual", shipped(a, packed, z, k, z), lambda: z)
+    return work
+
+
+def shipped(a: np.ndarray, packed: np.ndarray, c: np.ndarray, k: int, residual: np.ndarray | None = None) -> Run:
+    """c = a[:, :k] b (+ residual) by the shipped kernel."""
+    sizes = {"m": len(c), "n": c.shape[1], "k": k, "lda": a.shape[1], "ldc": c.shape[1], "ldr": c.shape[1]}
+    flags = {"has_bias": 0, "has_residual": int(residual is not None), "code": 0, "first": -np.inf, "second": np.inf}
+    added = c if residual is None else residual
+    return compiled(gemm.gemm, {"a": a, "b": packed, "c": c, "bias": a, "residual": added, **sizes, **flags})
 
 
 def convolution(size: int, channels: int, filters: int) -> Work:
@@ -211,7 +243,8 @@ def report(work: Work, top: tuple[Run, int]) -> Iterable[str]:
 
 
 def main() -> None:
-    for work in (product(128, 768, 3072), product(256, 4096, 4096, naive=False), convolution(56, 64, 64)):
+    products = product(128, 768, 3072), product(256, 4096, 4096, naive=False)
+    for work in (*products, convolution(56, 64, 64), rows(196, 1024, 256), sums(3136, 64, 256)):
         print("\n".join(report(work, peak())), end="\n\n")
         sys.stdout.flush()
 

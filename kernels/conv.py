@@ -89,6 +89,44 @@ def taps_first(weight: np.ndarray) -> np.ndarray:
     return filters_last.reshape(channels, -1, filters).transpose(1, 0, 2)
 
 
+def pack_filters_example(rng, size):
+    groups, filters, channels, taps = (int(v) for v in rng.integers(1, 3 + size, 4))
+    lanes = int(rng.choice([8, 16]))
+    return {
+        "w": rng.standard_normal((groups * filters, channels, taps)).astype("f"),
+        "packed": np.full((groups, -(-filters // lanes), taps, channels, lanes), np.nan, "f"),
+        "groups": groups, "filters": filters, "channels": channels, "taps": taps, "lanes": lanes,
+    }  # fmt: skip
+
+
+def pack_filters_reference(w, packed, groups, filters, channels, taps, lanes):
+    panels = packed.shape[1]
+    full = np.zeros((groups, panels * lanes, channels, taps), "f")
+    full[:, :filters] = w.reshape(groups, filters, channels, taps)
+    return {"packed": full.reshape(groups, panels, lanes, channels, taps).transpose(0, 1, 4, 3, 2)}
+
+
+@kernel(reference=pack_filters_reference, example=pack_filters_example, outputs=("packed",), tolerance=0)
+def pack_filters(
+    w: ptr_f32, packed: ptr_f32, groups: i64, filters: i64, channels: i64, taps: i64, lanes: i64,
+    tid: i64, nthreads: i64,
+):  # fmt: skip
+    """pack_weights for weights that only the run knows, in panels of `lanes` filters.
+
+    w: (groups * filters, channels, taps); packed: (groups, panels, taps, channels, lanes). Split over panels.
+    """
+    panels = (filters + lanes - 1) // lanes
+    size = channels * taps  # of a filter
+    for unit in range(share(groups * panels, tid, nthreads), share(groups * panels, tid + 1, nthreads)):
+        first = unit % panels * lanes
+        source, out = w + (unit // panels * filters + first) * size, packed + unit * (size * lanes)
+        for c in range(channels):
+            for t in range(taps):
+                line = out + (t * channels + c) * lanes
+                for j in range(lanes):
+                    line[j] = source[j * size + c * taps + t] if first + j < filters else f32(0)
+
+
 def conv_reference(x, weight, bias, residual, y, zeros, table, g, code, first, second, has_bias, has_residual):
     """The same by the definition, in float64."""
     n, c, filters, groups = g[:4]

@@ -42,6 +42,17 @@ def test_convolutions(steps, sizes) -> None:
     check(work, expected)
 
 
+@pytest.mark.parametrize("name, steps_in_it", [("rows", 2), ("sums", 2)])
+def test_places(steps, name, steps_in_it) -> None:
+    """Where operands lie does not change what comes out."""
+    m, k, n = 13, 24, 35
+    work = getattr(steps, name)(m, k, n)
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype("f").astype("d") for shape in ((m, k), (k, n)))
+    assert len(work.runs) == steps_in_it
+    check(work, a @ b)
+
+
 def check(work, expected: np.ndarray) -> None:
     """Every step gives the expected result; what was there before it ran did not."""
     for name, run in work.runs.items():
@@ -80,5 +91,6 @@ def test_the_document_names_the_steps(steps) -> None:
     """Every step that the script measures stands in the document's tables."""
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     names = [*steps.product(1, 8, 16).runs, *steps.convolution(1, 8, 8).runs]
+    names += [*steps.rows(1, 1024, 16).runs, *steps.sums(1, 8, 16).runs]
     missing = [name for name in names if not name.startswith("ONNX Runtime") and f"| {name} |" not in text]
     assert not missing

@@ -30,7 +30,7 @@ def three(values: Sequence[Any], fill: int) -> tuple[int, ...]:
 
 
 def lower_conv(low: Any) -> Declined | None:
-    """float32 Conv with known weights, in one to three dimensions."""
+    """float32 Conv in one to three dimensions; weights that only the run knows are packed as it goes."""
     chosen = choose(low)
     if isinstance(chosen, Declined):
         return chosen
@@ -59,8 +59,6 @@ def choose(low: Any) -> Declined | tuple[Window, str, int]:
         return Declined(f"no convolution kernel for {low.dtype(0)}")
     if not 1 <= rank <= 3:
         return Declined(f"no convolution kernel for {rank} spatial dimensions")
-    if low.value(1) is None or (low.has(2) and low.value(2) is None):
-        return Declined("the weights are not constant")
     window = slide(
         ShapeError, x_shape[2:], low.attr("kernel_shape") or w_shape[2:], strides=low.attr("strides"),
         dilations=low.attr("dilations"), pads=low.attr("pads"), auto_pad=low.attr("auto_pad", "NOTSET"),
@@ -68,6 +66,8 @@ def choose(low: Any) -> Declined | tuple[Window, str, int]:
     groups, channels, filters = low.attr("group", 1), x_shape[1], w_shape[0]
     if groups == channels == filters and groups > 1:
         return window, DEPTHWISE, 0
+    if low.value(1) is None:  # the other kernels want weights in forms that take long to make
+        return window, IMPLICIT_GEMM, 0
     if groups == 1 and {*window.kernel, *window.strides} == {1} and not any(map(any, window.pads)):
         return window, GEMM, 0
     stride = _winograd_stride(window, groups)
@@ -95,6 +95,8 @@ def _reason(low: Any, window: Window, size: int) -> str:
     (batch, channels), filters, out = low.shape(0)[:2], low.shape(1)[0], window.out
     stride = _winograd_stride(window, low.attr("group", 1))
     chosen = f"Winograd F({size}x{size}, 3x3)" if size else "implicit GEMM"
+    if low.value(1) is None:
+        return f"{chosen}: only the run knows the weights, and they are packed each time"
     if not stride:
         return f"{chosen}: Winograd is for 3x3 taps in two dimensions, stride 1 or 2, no dilation, one group"
     if min(channels, filters) < FEW_CHANNELS:
@@ -233,14 +235,25 @@ def _tail(low: Any, filters: int, gaps: bool = False) -> tuple[Any, ...]:
 
     `gaps`: the kernel takes a residual whose pixels lie apart.
     """
-    tail = conv_tail(low) or low.epilogue(channel_axis=1)
-    bias = tail.bias
-    if low.has(2):
-        own = np.asarray(low.value(2), np.float32)
-        bias = own if bias is None else own + bias
+    unknown = low.has(2) and low.value(2) is None
+    tail = conv_tail(low) or low.epilogue(channel_axis=None if unknown else 1)
+    bias = low.input(2) if unknown else None
+    given = [np.asarray(b, np.float32) for b in (low.value(2) if low.has(2) else None, tail.bias) if b is not None]
+    if given:
+        bias = low.const(sum(given[1:], given[0]))
     residual = tail.residual_slot(low, CHANNELS_LAST, gaps)
-    slots = (low.const(bias) if bias is not None else None, residual)
-    return slots, (tail.code, tail.first, tail.second, int(bias is not None), int(residual is not None))
+    return (bias, residual), (tail.code, tail.first, tail.second, int(bias is not None), int(residual is not None))
+
+
+def _weights(low: Any, key: Any, make: Any, groups: int, lanes: int) -> Any:
+    """The weights as panels of `lanes` filters: `make` of constants, else packed at run time."""
+    if low.value(1) is not None:
+        return low.pack(1, key, make)
+    filters, channels, *taps = low.shape(1)
+    sizes = (groups, filters // groups, channels, math.prod(taps))
+    packed = low.scratch(4 * groups * -(-sizes[1] // lanes) * lanes * channels * sizes[3], "float32")
+    low.call(conv.pack_filters, low.input(1), packed, *sizes, lanes)
+    return packed
 
 
 def _depthwise(low: Any, window: Window, channels: int) -> None:
@@ -250,7 +263,7 @@ def _depthwise(low: Any, window: Window, channels: int) -> None:
         three(window.strides, 1), three([b for b, _ in window.pads], 0), three(window.dilations, 1),
     )  # fmt: skip
     x = low.input(0, CHANNELS_LAST)
-    weight = low.pack(1, "depthwise", depthwise.pack_weights)
+    weight = _weights(low, "depthwise", depthwise.pack_weights, 1, depthwise.LANES)
     (bias, residual), numbers = _tail(low, channels)
     y = low.output(0, CHANNELS_LAST)
     form = depthwise.Buffer(g)
@@ -281,7 +294,7 @@ def _implicit_gemm(low: Any, window: Window, x_shape: tuple[int, ...], filters: 
         begin = (0, 0, 0)
     else:
         x = low.input(0, CHANNELS_LAST, gaps=not merged)
-    weight = low.pack(1, ("conv", groups, int(NR)), lambda w: conv.pack_weights(w, groups))
+    weight = _weights(low, ("conv", groups, int(NR)), lambda w: conv.pack_weights(w, groups), groups, int(NR))
     (bias, residual), numbers = _tail(low, filters, gaps=True)
     y = low.output(0, CHANNELS_LAST, over=residual, gaps=True)
     g = conv.geometry(

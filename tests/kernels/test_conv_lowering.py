@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from minifer.session import Session
 from tests.kernels.models import check_native, model, node
 
 RNG = np.random.default_rng(7)
@@ -37,6 +38,26 @@ def test_conv(x, w, attrs, biased):
     consts = {"w": draw(*w), **({"b": draw(w[0])} if biased else {})}
     kernels = check_native(model([node("Conv", ["x", *consts], ["y"], **attrs)], inputs, consts, ["y"]), inputs)
     assert {"conv", "depthwise", "gemm"} & {k.kernel.name for k in kernels}
+
+
+@pytest.mark.parametrize("x, w, attrs", [*CONVS, ((1, 20, 9, 9), (17, 20, 3, 3), {"pads": [1, 1, 1, 1]})])
+@pytest.mark.parametrize("biased", [False, True])
+def test_conv_whose_weights_only_the_run_knows(x, w, attrs, biased):
+    inputs = {"x": draw(*x), "w": draw(*w), **({"b": draw(w[0])} if biased else {})}
+    out = "c" if biased else "y"
+    nodes = [node("Conv", [*inputs], [out], **attrs)]
+    if biased:
+        inputs["r"] = draw(*Session(model(nodes, inputs, {}, ["c"]), executor="reference").run(inputs)["c"].shape)
+        nodes += [node("Add", ["c", "r"], ["s"]), node("Relu", ["s"], ["y"])]
+    kernels = check_native(model(nodes, inputs, {}, ["y"]), inputs)
+    assert "pack_filters" in {k.kernel.name for k in kernels}
+    assert {"Add", "Relu"}.isdisjoint(k.node.op for k in kernels)
+
+
+def test_known_weights_with_a_bias_that_only_the_run_knows():
+    inputs, consts = {"x": draw(1, 16, 14, 14), "b": draw(32)}, {"w": draw(32, 16, 3, 3), "e": draw(32, 1, 1)}
+    nodes = [node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]), node("Add", ["c", "e"], ["y"])]
+    check_native(model(nodes, inputs, consts, ["y"]), inputs)
 
 
 ACTIVATIONS = [
