@@ -1,9 +1,9 @@
 """Run a model once on arrays from files, on images, or on random values.
 
-minifer run model.onnx x.npy                   inputs in the order of the model
-minifer run model.onnx mask=m.npy x.pb         ... or by name
-minifer run model.onnx photo.jpg               prepared as `minifer classify` does
-minifer run model.onnx --random --shape x=1,3,640,640 --output out.npz
+    minifer run model.onnx x.npy                   inputs in the order of the model
+    minifer run model.onnx mask=m.npy x.pb         ... or by name
+    minifer run model.onnx photo.jpg               prepared as `minifer classify` does
+    minifer run model.onnx --random --shape x=1,3,640,640 --output out.npz
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def lower_matmul(low: Any) -> Declined | None:
     m, k, n = a_shape[-2], a_shape[-1], b_shape[-1]
     if low.value(1) is not None and all(d == 1 for d in b_shape[:-2]):
         rows = math.prod(a_shape[:-1])
-        product(low, low.input(0, gaps=len(a_shape) > 1), (), lambda b: np.asarray(b).reshape(k, n), rows, n, k, None)
+        product(low, low.input(0, gaps=True), (), lambda b: np.asarray(b).reshape(k, n), rows, n, k, None)
         return None
     batch = np.broadcast_shapes(a_shape[:-2], b_shape[:-2])
     offsets = np.stack([_offsets(a_shape, batch), _offsets(b_shape, batch)], axis=1)

@@ -162,7 +162,9 @@ def _silu(low: Lowering) -> tuple[int, int] | None:
     """x * sigmoid(x): the indices of the Sigmoid and the Mul where they alone read x."""
     scope, name = low.planner.scope, low.outputs[0]
     uses = scope.uses.get(name, [])
-    if len(uses) != 2 or name in scope.graph.outputs or low.out_type().dtype != "float32":
+    if len(uses) != 2 or uses[1] >= low.planner.horizon:
+        return None
+    if name in scope.graph.outputs or low.out_type().dtype != "float32":
         return None
     first, second = (scope.nodes[i] for i in uses)
     if first.op != "Sigmoid" or second.op != "Mul" or first.domain or second.domain:

@@ -94,9 +94,14 @@ class Scope(Record, frozen=False):
 class Planner:
     """Plans one stage: the nodes from `start` to the first whose result types only the run tells."""
 
-    def __init__(self, scope: Scope, start: int, types: Mapping[str, Type], known: Mapping[str, Any]):
+    def __init__(
+        self, scope: Scope, start: int, types: Mapping[str, Type], known: Mapping[str, Any], horizon: int | None = None
+    ):
+        """`horizon`: nodes from there on are known to belong to a later stage, and none is absorbed."""
         self.scope = scope
         self.start = start
+        self.horizon = len(scope.nodes) if horizon is None else horizon
+        self._given = types, known
         self.types: dict[str, Type] = dict(types)
         self.known: dict[str, Any] = dict(known)
         self.where: dict[str, dict[str, Slot]] = {}  # name -> layout -> slot
@@ -247,6 +252,8 @@ class Planner:
             if self.visit(self.scope.nodes[i], i in self.scope.dynamic):
                 end, dynamic = i + 1, True
                 break
+        if any(i >= end for i in self.done):  # the stage ends before a node that was absorbed: that is a later one's
+            return Planner(self.scope, self.start, *self._given, horizon=end).plan()
         return self.finish(end, dynamic), end
 
     def visit(self, node: Node, ask_the_run: bool = False) -> bool:
@@ -575,7 +582,9 @@ class Lowering:
             return None
         index = uses[0]
         node = scope.nodes[index]
-        if index in self.planner.done or index in self.absorbed or index in scope.dynamic or node.subgraphs_any:
+        if index >= self.planner.horizon or index in scope.dynamic or node.subgraphs_any:
+            return None
+        if index in self.planner.done or index in self.absorbed:
             return None
         return (index, node) if node.inputs.count(name) == 1 and len([n for n in node.outputs if n]) == 1 else None
 

@@ -2,8 +2,9 @@
 
 A register tile of a product reads six rows at once. Where the distance between rows is a multiple of 4096 bytes, their
 elements fall into one set of a first-level cache (64 sets of 64 bytes, on most processors), and the tile waits: 1024
-channels take 7% longer than 1040, 3072 take 10%. So who writes such a tensor leaves a gap behind each row, if all that
-reads it can live with that: products (`Op.rows` says so), and additions that a product does on the way.
+channels take 3% longer than 1040 (docs/performance.md), and up to 10% on a machine that others disturb. So who writes
+such a tensor leaves a gap behind each row, if all that reads it can live with that: products (`Op.rows` says so), and
+additions that a product does on the way.
 """
 
 from __future__ import annotations

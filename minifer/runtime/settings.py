@@ -28,7 +28,7 @@ def limits_of(given: Limits | Mapping[str, Any] | None) -> Limits:
     """Limits from a Limits, a dict of its fields, or None; InputError for anything else."""
     if isinstance(given, Limits):
         return given
-    known = {"max_bytes", "max_seconds"}
+    known = set(Limits._fields)
     if not isinstance(given, Mapping | None) or (given and set(given) - known):
         raise InputError(f"limits must be a dict with the keys {', '.join(sorted(known))}, not {given!r}")
     return Limits(**(given or {}))
