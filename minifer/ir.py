@@ -10,7 +10,6 @@ is read, so a graph holds operators alone, each with the opset version it was wr
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from minifer import dtypes
 from minifer.errors import ModelError
+from minifer.lazy import cached_property
 from minifer.record import Record
 
 Dim = int | str | None  # a size, a symbol, or unknown

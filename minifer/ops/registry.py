@@ -17,7 +17,6 @@ entry has; an entry holds until the next one of the same name and domain.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import sys
@@ -30,6 +29,7 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import InputError, LimitError, MiniferError, ModelError, ShapeError, UnsupportedError
 from minifer.ir import Dim, Graph, Node, SparseTensor, TensorType, Type, type_of_value
+from minifer.lazy import cached_property
 from minifer.locks import Lock
 from minifer.record import Record
 
@@ -139,7 +139,7 @@ class Op(Record):
             if getattr(self, rule) is not None:
                 object.__setattr__(self, rule, _guarded(getattr(self, rule)))
 
-    @functools.cached_property
+    @cached_property
     def _form(self) -> _Form:
         """What a node may carry; found on first use, as most operators are registered in vain."""
         return _Form(self.reference)
@@ -345,7 +345,7 @@ class Deferred:
     def __init__(self, module: str, name: str, given: tuple[tuple[Any, ...], dict[str, Any]] | None = None):
         self.module, self.name, self.given = module, name, given
 
-    @functools.cached_property
+    @cached_property
     def function(self) -> Callable[..., Any]:
         """The function itself."""
         found = getattr(importlib.import_module(f"minifer.ops.{self.module}"), self.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from minifer.errors import MiniferError
 from minifer.ir import Graph, Node, TensorType, Type, type_of_value
+from minifer.lazy import cached_property
 from minifer.ops.registry import Declined
 from minifer.passes.clean import remove_dead
 from minifer.passes.types import infer_types
@@ -33,7 +33,7 @@ class Types:
             self._matcher = Matcher(graph, self)
         return self._matcher
 
-    @functools.cached_property
+    @cached_property
     def facts(self) -> tuple[Mapping[str, Type], Mapping[str, Any]]:
         """Name -> type, and name -> value where it is known."""
         graph = self._graph

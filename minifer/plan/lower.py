@@ -23,6 +23,7 @@ import numpy as np
 from minifer import dtypes
 from minifer.errors import MiniferError, ShapeError
 from minifer.ir import Graph, Node, TensorType, Type, type_of_value
+from minifer.lazy import cached_property
 from minifer.onnx_io.pages import release
 from minifer.ops import registry
 from minifer.ops.registry import CHANNELS_LAST, PLAIN, Call, Context, Declined, Op
@@ -79,7 +80,7 @@ class Scope(Record, frozen=False):
                 if name:
                     self.uses.setdefault(name, []).append(i)
 
-    @functools.cached_property
+    @cached_property
     def makers(self) -> dict[str, Node]:
         """The node that computes each value."""
         return {name: node for node in self.nodes for name in node.outputs}

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minifer import dtypes
 from minifer.ir import NOTHING, Node, TensorType, Type
+from minifer.lazy import cached_property
 from minifer.ops.registry import PLAIN
 from minifer.plan.arena import lower_bound
 from minifer.record import Record
