@@ -11,8 +11,6 @@ from minifer.ir import Graph, Node
 
 def hard_swish(graph: Graph) -> Graph:
     """x * clip(x + 3, 0, 6) / 6 in any order of its factors -> HardSwish (ONNX operator of that name, since 14)."""
-    if not any(node.op == "Clip" for node in graph.nodes):
-        return graph
     constants = {n: v for n, v in graph.consts.items() if n not in graph.inputs}
     readers: dict[str, int] = {}
     for node in graph.nodes:

@@ -16,7 +16,7 @@ from minifer.passes.match import Matcher, Types, other, rewrite
 
 def excite(graph: Graph, types: Types | None = None) -> Graph:
     """Rewrite each such sum of float32 images."""
-    return rewrite(graph, types, ("Add",), _gated, needs=("GlobalAveragePool",))
+    return rewrite(graph, types, ("Add",), _gated)
 
 
 def _gated(found: Matcher, node: Node, consts: dict[str, Any]) -> tuple[Node, list[Node]] | None:

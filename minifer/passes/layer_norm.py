@@ -31,7 +31,7 @@ class _Norm(Record, frozen=False):
 
 def layer_norm(graph: Graph, types: Types | None = None) -> Graph:
     """Replace each such normalisation of float32 numbers by its operator."""
-    return rewrite(graph, types, ("Div", "Mul"), _normalised, needs=("Sqrt", "Reciprocal"))
+    return rewrite(graph, types, ("Div", "Mul"), _normalised)
 
 
 def _normalised(found: Matcher, node: Node, consts: dict[str, Any]) -> tuple[Node, list[Node]] | None:

@@ -134,13 +134,8 @@ def declined(node: Node, why: str) -> Declined:
 Change = Callable[[Matcher, Node, dict[str, Any]], "tuple[Node, list[Node]] | None"]
 
 
-def rewrite(graph: Graph, types: Types | None, ops: Sequence[str], change: Change, needs: Sequence[str] = ()) -> Graph:
-    """The graph with what `change` puts in place of nodes of the ONNX operators `ops`.
-
-    Where none of the operators `needs` (those of `ops`, if left out) is there, nothing is looked at.
-    """
-    if not any(node.op in (needs or ops) for node in graph.nodes):
-        return graph
+def rewrite(graph: Graph, types: Types | None, ops: Sequence[str], change: Change) -> Graph:
+    """The graph with what `change` puts in place of nodes of the ONNX operators `ops`."""
     found = (types or Types(graph)).matcher(graph)
     consts: dict[str, Any] = {}
     replaced: dict[int, list[Node]] = {}

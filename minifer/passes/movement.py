@@ -24,8 +24,6 @@ PRODUCTS = ("Conv", "MatMul", "Gemm")
 
 def fold_shapes(graph: Graph, types: Types | None = None) -> Graph:
     """Nodes whose value follows from the shapes of the inputs become constants."""
-    if not any(node.op == "Shape" for node in graph.nodes):
-        return graph
     found = (types or Types(graph)).matcher(graph)
     consts: dict[str, Any] = {}
     replaced: dict[int, list[Node]] = {}

@@ -23,7 +23,7 @@ GAIN = 0.6
 
 def resize_last(graph: Graph, types: Types | None = None) -> Graph:
     """Rewrite each such convolution of float32 maps whose sizes are known."""
-    return rewrite(graph, types, ("Conv",), _apart, needs=("Resize",))
+    return rewrite(graph, types, ("Conv",), _apart)
 
 
 def _sizes(found: Matcher, name: str) -> tuple[int, ...] | None:
