@@ -75,7 +75,8 @@ def attention_decode_example(rng, size):
 @kernel(reference=attention_reference, example=attention_decode_example, outputs=("y", "scratch"), tolerance=4e-6)
 def attention_decode(
     q: ptr_f32, k: ptr_f32, v: ptr_f32, y: ptr_f32, bias: ptr_f32, extra: ptr_f32, spans: ptr_i64, sink: ptr_f32,
-    scratch: ptr_f32, g: ptr_i64, scale: f32, softcap: f32, slot: i64, tid: i64, nthreads: i64,
+    scratch: ptr_f32, g: ptr_i64, scale: f32, softcap: f32, slot: i64, pieces: i64, tid: i64,
+    nthreads: i64,
 ):  # fmt: skip
     """As attention; scratch: scratch_floats(queries * heads / groups, width) per thread.
 
@@ -86,7 +87,7 @@ def attention_decode(
     padded = (width + lanes(q) - 1) // lanes(q) * lanes(q)
     own = scratch + slot * (KEY_BLOCK + rows * (padded + 2))
     pairs = g[BATCH] * groups
-    split = 1 if pairs >= nthreads else rows  # units of a pair
+    split = 1 if pairs >= pieces else rows  # units of a pair
     units = pairs * split
     for unit in range(share(units, tid, nthreads), share(units, tid + 1, nthreads)):
         part, pair = unit % split, unit // split

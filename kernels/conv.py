@@ -197,7 +197,7 @@ def conv_example(rng, size):
 def conv(
     x: ptr_f32, weight: ptr_f32, bias: ptr_f32, residual: ptr_f32, y: ptr_f32, zeros: ptr_f32, table: ptr_i64,
     g: ptr_i64, code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64,
-    slot: i64, tid: i64, nthreads: i64,
+    slot: i64, pieces: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """y = activate(conv(x, weight) + bias + residual).
 
@@ -221,7 +221,7 @@ def conv(
     origin = (address_of(x) - address_of(base)) // 4
     nothing = (address_of(zeros) - address_of(base)) // 4
     # few pixels: all threads walk all of them and share the panels
-    by_pixel = pixels >= 512 or groups * panels < 2 * nthreads
+    by_pixel = pixels >= 512 or groups * panels < 2 * pieces
     strips = (pixels + MR - 1) // MR
     pixel_from = share(strips, tid, nthreads) * MR if by_pixel else 0
     pixel_to = min(pixels, share(strips, tid + 1, nthreads) * MR) if by_pixel else pixels

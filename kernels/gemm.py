@@ -132,7 +132,8 @@ def block_size(total, largest, multiple):
 @kernel(reference=gemm_reference, example=gemm_example, outputs=("c",), tolerance=3e-7)
 def gemm(
     a: ptr_f32, b: ptr_f32, c: ptr_f32, bias: ptr_f32, residual: ptr_f32, m: i64, n: i64, k: i64, lda: i64, ldc: i64,
-    ldr: i64, has_bias: i64, has_residual: i64, code: i64, first: f32, second: f32, tid: i64, nthreads: i64,
+    ldr: i64, has_bias: i64, has_residual: i64, code: i64, first: f32, second: f32, pieces: i64,
+    tid: i64, nthreads: i64,
 ):  # fmt: skip
     """C[i, j] = activate(sum_p A[i, p] B[p, j] + bias[j] + residual[i, j]).
 
@@ -144,7 +145,7 @@ def gemm(
     """
     first_row, last_row, first_column, last_column = 0, m, 0, n
     count = (n + NR - 1) // NR
-    if m >= 512 or count < nthreads:
+    if m >= 512 or count < pieces:
         tiles = (m + MR - 1) // MR
         first_row = share(tiles, tid, nthreads) * MR
         last_row = min(m, share(tiles, tid + 1, nthreads) * MR)

@@ -459,7 +459,7 @@ def convolution(T, B, Z, finish) -> KernelSpec:
     def body(
         x: ptr_i16, weight: ptr_i8, zeros: ptr_i32, bias: Pointer(B), factors: ptr_f32, shift: Pointer(Z),
         y: Pointer(T), table: ptr_i64, work: ptr_i32, g: ptr_i64, has_zero: i64, has_bias: i64, step: i64,
-        slot: i64, tid: i64, nthreads: i64,
+        slot: i64, pieces: i64, tid: i64, nthreads: i64,
     ):  # fmt: skip
         """y = finish(convolution of x with the weights).
 
@@ -483,7 +483,7 @@ def convolution(T, B, Z, finish) -> KernelSpec:
         strip = work + slot * (MR * NR * TOGETHER + block * groups)
         sums = strip + MR * NR * TOGETHER
         # few blocks: all threads walk all blocks and share the panels
-        by_block = blocks >= 2 * nthreads
+        by_block = blocks >= 2 * pieces
         block_from = share(blocks, tid, nthreads) if by_block else 0
         block_to = share(blocks, tid + 1, nthreads) if by_block else blocks
         panel_from = 0 if by_block else share(groups * panels, tid, nthreads)

@@ -63,7 +63,8 @@ def matmul_example(rng, size):
 def matmul(
     a: ptr_f32, b: ptr_f32, c: ptr_f32, addend: ptr_f32, offsets: ptr_i64, scratch: ptr_f32,
     batches: i64, m: i64, n: i64, k: i64, lda: i64, b_row: i64, b_column: i64,
-    alpha: f32, beta: f32, add_row: i64, add_column: i64, slot: i64, tid: i64, nthreads: i64,
+    alpha: f32, beta: f32, add_row: i64, add_column: i64, slot: i64, pieces: i64, tid: i64,
+    nthreads: i64,
 ):  # fmt: skip
     """C[i] = alpha * A[i] @ B[i] + beta * addend, for each of `batches` products.
 
@@ -75,7 +76,7 @@ def matmul(
     """
     panels = (n + NR - 1) // NR
     units = batches * panels
-    by_unit = units >= nthreads
+    by_unit = units >= pieces
     unit_from = share(units, tid, nthreads) if by_unit else 0
     unit_to = share(units, tid + 1, nthreads) if by_unit else units
     tiles = (m + MR - 1) // MR

@@ -382,7 +382,7 @@ def product(T, B, finish) -> KernelSpec:
     def body(
         x: ptr_u8, zero: ptr_u8, weight: ptr_i8, bias: Pointer(B), factors: ptr_f32, end: ptr_f32,
         residual: Pointer(T), y: Pointer(T), a: ptr_i16, strip: ptr_i32, g: ptr_i64, flip: i64, has_residual: i64,
-        lowest: f32, highest: f32, slot: i64, tid: i64, nthreads: i64,
+        lowest: f32, highest: f32, slot: i64, pieces: i64, tid: i64, nthreads: i64,
     ):  # fmt: skip
         """y = finish(convolution of x - zero with the weights).
 
@@ -402,7 +402,7 @@ def product(T, B, finish) -> KernelSpec:
         blocks = (pixels + block - 1) // block
         rows = a + slot * (block * long)
         sums = strip + slot * (MR * NR + 8)
-        by_block = blocks >= 2 * nthreads or panels * groups < 2 * nthreads
+        by_block = blocks >= 2 * pieces or panels * groups < 2 * pieces
         block_from = share(blocks, tid, nthreads) if by_block else 0
         block_to = share(blocks, tid + 1, nthreads) if by_block else blocks
         panel_from = 0 if by_block else share(groups * panels, tid, nthreads)

@@ -347,7 +347,7 @@ def quads(T, B, finish) -> KernelSpec:
     def body(
         x: ptr_u8, zero: ptr_u8, data: ptr_i8, table: ptr_i32, bias: Pointer(B), factors: ptr_f32, end: ptr_f32,
         residual: Pointer(T), y: Pointer(T), a: ptr_u8, strip: ptr_i32, g: ptr_i64, flip: i64,
-        has_residual: i64, lowest: f32, highest: f32, slot: i64, tid: i64, nthreads: i64,
+        has_residual: i64, lowest: f32, highest: f32, slot: i64, pieces: i64, tid: i64, nthreads: i64,
     ):  # fmt: skip
         """y = finish(convolution of x - zero with the weights).
 
@@ -363,7 +363,7 @@ def quads(T, B, finish) -> KernelSpec:
         of_group = filters // groups
         panels = (of_group + NR - 1) // NR
         blocks, chunks = (pixels + block - 1) // block, chunks_of(long)
-        by_block = blocks >= 2 * nthreads or panels * groups < 2 * nthreads
+        by_block = blocks >= 2 * pieces or panels * groups < 2 * pieces
         block_from = share(blocks, tid, nthreads) if by_block else 0
         block_to = share(blocks, tid + 1, nthreads) if by_block else blocks
         panel_from = 0 if by_block else share(groups * panels, tid, nthreads)

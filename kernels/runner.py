@@ -4,8 +4,10 @@ All threads walk the same table (single program, multiple data). The work of a r
 for each thread; a kernel takes its share by (piece, pieces). A thread runs its own pieces first, from the front, so
 that neighbouring records keep it on the same part of the data, and then what others have left of theirs, from the back
 (work stealing: Blumofe and Leiserson, "Scheduling Multithreaded Computations by Work Stealing", 1999). So nobody waits
-for a thread that has lost its core, unless it holds a piece. A record that needs what earlier ones made waits until all
-of their pieces are done; others begin at once.
+for a thread that has lost its core, unless it holds a piece. Where a kernel allows it, a thread's first piece is half
+of its part, the next a quarter, and so on: large ones cost less, and at the end, where somebody waits, they are small
+(guided self-scheduling: Polychronopoulos and Kuck, 1987). A record that needs what earlier ones made waits until all of
+their pieces are done; others begin at once.
 
 A worker thread owns a mailbox and spins on its state for a while; `serve` then returns, and the thread sleeps
 outside. `launch` claims the workers that are awake, so a call never waits for one that sleeps, and callers
@@ -28,11 +30,14 @@ from minifer.kernels.runner_layout import (
     DONE,
     FAILED,
     FINISHED,
+    HALVING,
     IDLE,
     PIECES,
     PITCH,
     RECORD_WORDS,
     RECORDS,
+    SHARE_PIECES,
+    SHARE_SLOT,
     STATE,
     STATUS,
     STOP,
@@ -72,9 +77,9 @@ def wait_for(run: ptr_i64, pieces: i64, give_way: i64) -> None:
         turn = relax(turn, give_way)
 
 
-def call(run: ptr_i64, record: ptr_i64, piece: i64, pieces: i64, slot: i64) -> None:
-    """Run one piece of a record; the first status that is not 0 is kept with its step number."""
-    status = call_entry(record[0], record[1], run[BASES], piece, pieces | slot << 32)
+def call(run: ptr_i64, record: ptr_i64, piece: i64, of: i64, pieces: i64, slot: i64) -> None:
+    """Run a piece of a record, `of` of which make the whole; the first status that is not 0 is kept with its step."""
+    status = call_entry(record[0], record[1], run[BASES], piece, of | pieces << SHARE_PIECES | slot << SHARE_SLOT)
     if status != 0 and atomic_cas(run, STATUS, 0, status) == 0:
         run[FAILED] = record[3]
 
@@ -86,10 +91,10 @@ def walk(run: ptr_i64, tid: i64, team: i64, give_way: i64) -> None:
     done = 0  # pieces that this thread has run, and told nobody
     for r in range(run[RECORDS]):
         if team == 1:
-            call(run, record, 0, 1, 0)
+            call(run, record, 0, 1, 1, 0)
         else:
             each = record[2] // PIECES
-            if record[2] % PIECES == BARRIER:
+            if record[2] & BARRIER != 0:
                 if done > 0:
                     atomic_add(run, DONE, done)
                     done = 0
@@ -115,10 +120,20 @@ def share_record(run: ptr_i64, r: i64, record: ptr_i64, each: i64, tid: i64, tea
             old = atomic_add(claim, 0, step)
             taken = taken_of(old) + 1
             if taken <= each:
-                piece = owner * each + (old & 0xFFFFFFFF if k == 0 else each - 1 - (old >> 32))
-                call(run, record, piece, each * team, tid)
+                piece = old & 0xFFFFFFFF if k == 0 else each - 1 - (old >> 32)
+                if record[2] & HALVING != 0:
+                    parts = halves(piece, each)
+                    first = parts - 2 if piece + 1 < each else parts - 1
+                    call(run, record, owner * parts + first, parts * team, each * team, tid)
+                else:
+                    call(run, record, owner * each + piece, each * team, each * team, tid)
                 count += 1
     return count
+
+
+def halves(piece: i64, each: i64) -> i64:
+    """What part of a thread's part a piece is, 1 / result: a half, a quarter, ...; the last two are alike."""
+    return 1 << (piece + 1 if piece + 1 < each else each - 1)
 
 
 def taken_of(claim: i64) -> i64:

@@ -21,7 +21,16 @@ ASLEEP, WAKING, IDLE, CLAIMED, BUSY, STOP = 0, 1, 2, 3, 4, 5
 # words of a record: the kernel's entry point, its argument record, how it runs (below), the step's number
 RECORD_WORDS = 4
 BARRIER = 1  # bit of the third word: it waits for all records before it
-PIECES = 2  # from this bit on: pieces for each thread
+HALVING = 2  # bit: a thread's pieces are a half of its part, a quarter and so on, and not equal
+PIECES = 4  # from this bit on: pieces for each thread
+
+# The last argument of a kernel's entry, its share: nthreads, and from these bits on pieces and slot
+SHARE_PIECES, SHARE_SLOT = 24, 44
+
+
+def share_word(nthreads: int, pieces: int, slot: int) -> int:
+    """A share: piece tid of nthreads, of a step that is cut into so many pieces, run by thread `slot`."""
+    return nthreads | pieces << SHARE_PIECES | slot << SHARE_SLOT
 
 
 def pitch(records: int) -> int:

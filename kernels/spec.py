@@ -8,9 +8,11 @@ A kernel is a plain Python function on pointers and numbers::
 
 It allocates nothing, raises nothing, keeps no state, and splits its own work by `(tid, nthreads)` without ever
 splitting a reduction, so that results do not depend on the thread count. The runner may cut the work into more pieces
-than there are threads: then tid and nthreads count pieces. A kernel that needs scratch memory for each thread has a
-parameter `slot: i64` before tid: the number of the thread that runs the piece. It returns nothing, or an integer
-status: 0 for success, anything else for data that it refuses (the caller turns that into an error).
+than there are threads: then tid and nthreads count pieces. Before tid a kernel may have parameters that its callers
+do not give: `slot: i64`, the number of the thread that runs the piece, where each thread needs scratch memory, and
+`pieces: i64`, how many calls share the work. Calls of one step may bring different nthreads (half the work is piece 0
+of 2, a quarter piece 2 of 4), so a kernel that has a choice of how to split chooses by `pieces`. It returns nothing,
+or an integer status: 0 for success, anything else for data that it refuses (the caller turns that into an error).
 
 * `example(rng, size)` draws arguments: a dict of parameter name -> NumPy array (pointers) or number (scalars),
   without tid and nthreads. Output arrays are in it too, filled with anything. `size` is a small integer from 1.
@@ -40,8 +42,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minifer.kernels.runner_layout import SHARE_PIECES, SHARE_SLOT
 from minifer.kernels.simd import SCALARS as SCALARS
 from minifer.kernels.simd import Ptr, Scalar, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
+
+#: parameters before tid and nthreads that the runner gives, and which bits of a share they are
+GIVEN = {"slot": (SHARE_SLOT, 63), "pieces": (SHARE_PIECES, SHARE_SLOT)}
 
 
 class Pointer(NamedTuple):
@@ -107,8 +113,10 @@ class KernelSpec:
         names = _parameter_names(body)
         if names[-2:] != ("tid", "nthreads"):
             raise TypeError(f"kernel {name}: the last two parameters must be tid and nthreads")
-        self.slotted = names[-3:-2] == ("slot",)
-        self._own = names[: -3 if self.slotted else -2]
+        own = len(names) - 2
+        while own and names[own - 1] in GIVEN:
+            own -= 1
+        self.given, self._own = names[own:-2], names[:own]
         if missing := set(outputs) - set(self._own):
             raise TypeError(f"kernel {name}: outputs {sorted(missing)} are no parameters")
         self.body, self.name, self.group, self.outputs = body, name, group, tuple(outputs)
@@ -121,13 +129,18 @@ class KernelSpec:
 
     @functools.cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The parameters without slot, tid and nthreads; found on first use, as most kernels are registered in vain."""
+        """The parameters that callers give; found on first use, as most kernels are registered in vain."""
         return _parameters(self.name, self.body, self._own, self.types)
 
     @property
     def unit(self) -> tuple[str, str]:
         """The module and the group: what is built as one library."""
         return (self.body.__module__, self.group)
+
+    @property
+    def halves(self) -> bool:
+        """Whether piece i of n is sure to be pieces 2 i and 2 i + 1 of 2 n, as it is in all kernels of this package."""
+        return self.body.__module__.startswith("minifer.kernels.")
 
     def draw(self, rng: np.random.Generator, size: int) -> dict[str, Any]:
         """Arguments for one call, from the kernel's `example`."""
@@ -141,7 +154,8 @@ class KernelSpec:
         values = dict(zip((p.name for p in self.parameters), arguments)) | named
         converted = [self._convert(p, values[p.name]) for p in self.parameters]
         with np.errstate(all="ignore"):
-            status = self.body(*converted, *[int(tid)] * self.slotted, int(tid), int(nthreads))
+            given = {"slot": int(tid), "pieces": int(nthreads)}
+            status = self.body(*converted, *[given[name] for name in self.given], int(tid), int(nthreads))
         return 0 if status is None else int(status)
 
     def _convert(self, parameter: Parameter, value):

@@ -99,7 +99,7 @@ def forest_reference(
 def forest(
     x: ptr("T"), threshold: ptr("T"), node: ptr_i32, roots: ptr_i32, vote_start: ptr_i64, vote_target: ptr_i64,
     vote_weight: ptr_f64, base: ptr_f64, scores: ptr_f64, work: ptr_i64, rows: i64, features: i64, trees: i64,
-    targets: i64, levels: i64, aggregate: i64, slot: i64, tid: i64, nthreads: i64,
+    targets: i64, levels: i64, aggregate: i64, slot: i64, pieces: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """scores[r, j] = base[j] + SUM, AVERAGE, MIN or MAX of the votes for j of the leaves where row r ends.
 
@@ -108,7 +108,7 @@ def forest(
     of the trees, in float64. rows * trees * levels steps at most. Split over blocks of rows.
     """
     own = work + slot * WALKS
-    block = min(WALKS, (rows + nthreads - 1) // nthreads)
+    block = min(WALKS, (rows + pieces - 1) // pieces)
     blocks = (rows + block - 1) // block
     start = f64(0)
     if aggregate == MIN:

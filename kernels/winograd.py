@@ -649,7 +649,8 @@ def winograd(name, size, stride, lines, moves, tolerance) -> Kernels:
 
     def products(
         u: ptr_f32, weight: ptr_f32, bias: ptr_f32, residual: ptr_f32, y: ptr_f32, scratch: ptr_f32, g: ptr_i64,
-        code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64, slot: i64, tid: i64, nthreads: i64,
+        code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64, slot: i64, pieces: i64, tid: i64,
+        nthreads: i64,
     ):  # fmt: skip
         """The convolution from the transformed tiles on. scratch: products_words per thread; the others as above.
 
@@ -657,7 +658,7 @@ def winograd(name, size, stride, lines, moves, tolerance) -> Kernels:
         """
         count = g[BATCH] * ((g[OUT_H] + size - 1) // size) * ((g[OUT_W] + size - 1) // size)
         panels, strips = (g[FILTERS] + NR - 1) // NR, (count + MR - 1) // MR
-        by_tiles = count >= g[FILTERS] or panels < 4 * nthreads
+        by_tiles = count >= g[FILTERS] or panels < 4 * pieces
         tile_from = share(strips, tid, nthreads) * MR if by_tiles else 0
         tile_to = min(count, share(strips, tid + 1, nthreads) * MR) if by_tiles else count
         panel_from = 0 if by_tiles else share(panels, tid, nthreads)

@@ -18,6 +18,7 @@ import numpy as np
 from minifer.codegen import store
 from minifer.codegen.store import SUFFIX, Spec, Unit
 from minifer.errors import KernelError
+from minifer.kernels.runner_layout import share_word
 from minifer.kernels.spec import KernelGroup, KernelSpec, NativeFunction
 from minifer.kernels.target import Target, host
 from minifer.locks import Lock
@@ -135,9 +136,14 @@ def scalar_word(kind, value) -> int:
 
 
 def run(
-    spec: KernelSpec, arguments: Mapping[str, Any], tid: int = 0, nthreads: int = 1, slot: int | None = None
+    spec: KernelSpec,
+    arguments: Mapping[str, Any],
+    tid: int = 0,
+    nthreads: int = 1,
+    slot: int | None = None,
+    pieces: int | None = None,
 ) -> int:
     """Run the compiled kernel on NumPy arrays and numbers by name (as `example` draws them); returns its status."""
     args, bases = record(spec, arguments)
-    both = nthreads | (tid if slot is None else slot) << 32
-    return ENTRY(address(spec))(args.ctypes.data, bases.ctypes.data, tid, both)
+    share = share_word(nthreads, nthreads if pieces is None else pieces, tid if slot is None else slot)
+    return ENTRY(address(spec))(args.ctypes.data, bases.ctypes.data, tid, share)

@@ -12,7 +12,7 @@ from minifer.codegen import lowering_tile as lowering_tile  # registers its rule
 from minifer.codegen.lowering import I64, LOWERINGS
 from minifer.codegen.numba_bridge import COMPILE_ERRORS, Context, PointerType, linked, numba_type, readable
 from minifer.errors import KernelError
-from minifer.kernels.spec import KernelSpec, NativeFunction
+from minifer.kernels.spec import GIVEN, SHARE_PIECES, KernelSpec, NativeFunction
 from minifer.kernels.target import Target
 
 
@@ -38,7 +38,7 @@ def _compile(context: Context, exports: ir.Module, spec: KernelSpec | NativeFunc
             description, library = context.compile(spec.body, kinds)
             _plain(context, exports, spec, description)
         else:
-            description, library = context.compile(spec.body, [*kinds, *[types.int64] * (3 if spec.slotted else 2)])
+            description, library = context.compile(spec.body, [*kinds, *[types.int64] * (len(spec.given) + 2)])
             _entry(context, exports, spec, description)
     except COMPILE_ERRORS as problem:
         raise KernelError(f"kernel {spec.name} ({spec.family}) does not compile: {readable(problem)}") from problem
@@ -48,12 +48,12 @@ def _compile(context: Context, exports: ir.Module, spec: KernelSpec | NativeFunc
 def _entry(context: Context, module: ir.Module, spec: KernelSpec, description) -> None:
     """Emit `i64 name(i64* args, i64* bases, i64 tid, i64 nthreads)`: unpack the record, call the body.
 
-    The upper half of nthreads is the slot.
+    nthreads is a share: see runner_layout.py.
     """
     words = I64.as_pointer()
     function = ir.Function(module, ir.FunctionType(I64, [words, words, I64, I64]), spec.name)
     builder = ir.IRBuilder(function.append_basic_block())
-    args, bases, tid, both = function.args
+    args, bases, tid, share = function.args
     values, word = [], 0
 
     def take():
@@ -72,9 +72,13 @@ def _entry(context: Context, module: ir.Module, spec: KernelSpec, description) -
             values.append(context.number(builder, number, types.float64, kind))
         else:
             values.append(context.number(builder, take(), types.int64, kind))
-    if spec.slotted:
-        values.append(builder.lshr(both, I64(32)))
-    _return_status(context, builder, description, [*values, tid, builder.and_(both, I64(0xFFFFFFFF))])
+    given = [_bits(builder, share, *GIVEN[name]) for name in spec.given]
+    _return_status(context, builder, description, [*values, *given, tid, _bits(builder, share, 0, SHARE_PIECES)])
+
+
+def _bits(builder: ir.IRBuilder, word, start: int, stop: int):
+    """Bits start to stop of a word as a number."""
+    return builder.and_(builder.lshr(word, I64(start)), I64((1 << (stop - start)) - 1))
 
 
 def _plain(context: Context, module: ir.Module, spec: NativeFunction, description) -> None:

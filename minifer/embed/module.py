@@ -18,6 +18,7 @@ from minifer.codegen import build, emit
 from minifer.embed.abi import ALIGNMENT, Interface, Status, Tensor
 from minifer.embed.program import Program
 from minifer.embed.steps import Branch, CallStep, Copy, Inside, Part, Place, Repeat, all_calls, all_inside
+from minifer.kernels.runner_layout import share_word
 from minifer.kernels.target import Target
 
 #: ONNX's numbers of the element types (TensorProto.DataType)
@@ -88,7 +89,7 @@ def _wrapper(name: str, kernel: str, shared: list[int | None]) -> str:
             text, taken = f"%v{i}", taken + 1
         lines.append(f"  %q{i} = getelementptr i64, ptr %r, i64 {i}")
         lines.append(f"  store i64 {text}, ptr %q{i}, align 8")
-    lines += [f"  %s = call i64 @{kernel}(ptr %r, ptr %bases, i64 0, i64 1)", "  ret i64 %s", "}"]
+    lines += [f"  %s = call i64 @{kernel}(ptr %r, ptr %bases, i64 0, i64 {share_word(1, 1, 0)})", "  ret i64 %s", "}"]
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import minifer.kernels as kernels
 from minifer.codegen import build, library, native, store
 from minifer.errors import KernelError
+from minifer.kernels import runner
 from minifer.kernels.spec import KERNELS, KernelSpec
 from minifer.kernels.target import TARGETS, host
 
@@ -66,7 +67,8 @@ def assert_close(spec: KernelSpec, name: str, got: np.ndarray, expected, how: st
     a, b = got.astype(np.float64), expected.astype(np.float64)
     with np.errstate(all="ignore"):
         bound = spec.tolerance * np.maximum(1.0, np.abs(b) if magnitude is None else magnitude)
-        fine = (np.abs(a - b) <= bound) | (a == b) | (np.isnan(a) & np.isnan(b))
+        rounded = expected.astype(got.dtype)  # may be infinite where float64 is not
+        fine = (np.abs(a - b) <= bound) | (got == rounded) | (np.isnan(a) & np.isnan(b))
     worst = np.flatnonzero(~fine.reshape(-1))
     assert fine.all(), f"{spec.name}: {how}: {name}{worst[:4]} = {a[~fine][:4]} instead of {b[~fine][:4]}"
 
@@ -85,9 +87,23 @@ def check_result(spec: KernelSpec, before: dict, after: dict, expected: dict, st
 
 def run_threads(spec: KernelSpec, arguments: dict, nthreads: int, rng) -> tuple[dict, int]:
     """The compiled kernel's arguments after all tids ran one after another in random order, and the worst status."""
+    return run_pieces(spec, arguments, [(tid, nthreads) for tid in range(nthreads)], nthreads, rng)
+
+
+def run_halves(spec: KernelSpec, arguments: dict, nthreads: int, rng) -> tuple[dict, int]:
+    """The same where each thread's part is cut into a half, a quarter, ..., as runner.py does it."""
+    each, pieces = int(rng.integers(2, 6)), []
+    for k in range(each):
+        of = runner.halves(k, each)
+        pieces += [(owner * of + (of - 2 if k + 1 < each else of - 1), of * nthreads) for owner in range(nthreads)]
+    return run_pieces(spec, arguments, pieces, nthreads, rng)
+
+
+def run_pieces(spec: KernelSpec, arguments: dict, pieces: list, threads: int, rng) -> tuple[dict, int]:
     guarded = Guarded(arguments, int(rng.integers(0, 8)))
-    slot = int(rng.integers(0, nthreads))  # one thread may run all pieces
-    statuses = [library.run(spec, guarded.arguments, int(tid), nthreads, slot) for tid in rng.permutation(nthreads)]
+    slot = int(rng.integers(0, threads))  # one thread may run all pieces
+    order = [pieces[i] for i in rng.permutation(len(pieces))]
+    statuses = [library.run(spec, guarded.arguments, tid, of, slot, len(pieces)) for tid, of in order]
     guarded.check()
     return guarded.arguments, max(statuses, key=abs)
 
@@ -121,12 +137,14 @@ def test_kernel(name, built):
         single, status = run_threads(spec, arguments, 1, rng)
         check_result(spec, arguments, single, expected, status, "compiled")
 
-        several, status = run_threads(spec, arguments, nthreads, rng)
-        assert (status != 0) == (expected.get("status", 0) != 0), f"{name}: status {status} on {nthreads} threads"
-        if status == 0:
-            for output in (o for o in spec.outputs if o in expected):  # what is not in it is scratch
-                one, many = single[output], several[output]
-                assert one.tobytes() == many.tobytes(), f"{name}: {output} differs between 1 and {nthreads} threads"
+        for run in (run_threads, run_halves):
+            several, status = run(spec, arguments, nthreads, rng)
+            how = f"{nthreads} threads ({run.__name__})"
+            assert (status != 0) == (expected.get("status", 0) != 0), f"{name}: status {status} on {how}"
+            if status == 0:
+                for output in (o for o in spec.outputs if o in expected):  # what is not in it is scratch
+                    one, many = single[output], several[output]
+                    assert one.tobytes() == many.tobytes(), f"{name}: {output} differs between 1 thread and {how}"
 
     check()
 

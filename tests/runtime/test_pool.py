@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -64,11 +65,12 @@ def test_independent_steps_have_none():
     assert barriers(steps) == [0, 0, 0]
 
 
+@pytest.mark.parametrize("halving", [0, runner_layout.HALVING])
 @pytest.mark.parametrize(("each", "team", "present"), [(1, 2, 1), (4, 2, 1), (4, 3, 2), (1, 1, 1), (3, 3, 3)])
-def test_whoever_is_there_runs_every_piece_once(each, team, present, monkeypatch):
+def test_whoever_is_there_runs_every_piece_once(each, team, present, halving, monkeypatch):
     """The runner in plain Python: the threads of a team that never come are not missed."""
     ran = []
-    monkeypatch.setitem(simd.ENTRIES, 1, lambda args, bases, piece, both: ran.append((args, piece, both)) or 0)
+    monkeypatch.setitem(simd.ENTRIES, 1, lambda args, bases, piece, share: ran.append((args, piece, share)) or 0)
     monkeypatch.setattr(runner, "as_ptr", lambda table, element: simd.Ptr(words.reshape(-1)))
     lock = threading.Lock()
 
@@ -78,7 +80,7 @@ def test_whoever_is_there_runs_every_piece_once(each, team, present, monkeypatch
 
     monkeypatch.setattr(runner, "atomic_add", atomic_add)
     records = 5
-    how = each * runner_layout.PIECES
+    how = each * runner_layout.PIECES + halving
     words = np.array([[1, r, how + (runner_layout.BARRIER if r % 2 else 0), r] for r in range(records)], np.int64)
     block = np.zeros(runner_layout.run_words(records, team), np.int64)
     block[runner.RECORDS], block[runner.PITCH] = records, runner_layout.pitch(records)
@@ -89,9 +91,15 @@ def test_whoever_is_there_runs_every_piece_once(each, team, present, monkeypatch
         walker.join(30)
         assert not walker.is_alive()
     pieces = 1 if team == 1 else each * team
-    assert sorted((r, piece) for r, piece, _ in ran) == [(r, piece) for r in range(records) for piece in range(pieces)]
-    assert {both & 0xFFFFFFFF for _, _, both in ran} == {pieces}
-    assert {both >> 32 for _, _, both in ran} <= set(range(team))
+    mask = (1 << runner_layout.SHARE_PIECES) - 1
+    count = {piece: 2 ** min(piece + 1, each - 1) if halving else each for piece in range(each)}
+    expected = {Fraction(1, team * of) for of in count.values()} if team > 1 else {Fraction(1)}
+    for r in range(records):  # the pieces lie side by side, from 0 to 1
+        parts = sorted((Fraction(p, share & mask), Fraction(p + 1, share & mask)) for s, p, share in ran if s == r)
+        assert [start for start, _ in parts] == [0, *(stop for _, stop in parts[:-1])] and parts[-1][1] == 1
+        assert {stop - start for start, stop in parts} == expected
+    shares = [runner_layout.share_word(0, pieces, slot) for slot in range(team)]
+    assert {share & ~mask for _, _, share in ran} <= set(shares)
     if team > 1:
         assert block[runner.DONE] == records * pieces
 
