@@ -35,7 +35,6 @@ type by keyword: `example(rng, size, T=f32)`.
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -224,14 +223,21 @@ def _parameter_names(body: Callable) -> tuple[str, ...]:
 
 def _parameters(label: str, body: Callable, names: Sequence[str], types: dict[str, Scalar]) -> tuple[Parameter, ...]:
     """The parameters of a body by its annotations, with type variables replaced."""
-    annotations = inspect.get_annotations(body, eval_str=True)
     found = []
     for name in names:
-        kind = _resolve(annotations.get(name), types)
+        kind = _resolve(_annotation(body, name), types)
         if not isinstance(kind, Pointer | Scalar):
             raise TypeError(f"kernel {label}: parameter {name} has no kernel type but {kind!r}")
         found.append(Parameter(name, kind))
     return tuple(found)
+
+
+def _annotation(body: Callable, name: str):
+    """What a parameter is annotated with, as an object. Most annotations are names, which need no compiling."""
+    written, scope = body.__annotations__.get(name), body.__globals__
+    if not isinstance(written, str):
+        return written
+    return scope[written] if written in scope else eval(written, scope)
 
 
 def _resolve(annotation, types: dict[str, Scalar]):

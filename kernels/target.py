@@ -10,11 +10,10 @@ import functools
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """One machine: LLVM's names for it and what the lowering must know.
 
     `fma`, `half`, `masked`: fused multiply-add, float16 conversion and masked moves are single instructions.

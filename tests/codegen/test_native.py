@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import functools
 import platform
 import random
@@ -73,18 +72,16 @@ _X86 = TARGETS["x86-64-v2"]
 MACHINES: dict[str, Target] = {
     "x86_64": _X86,
     "aarch64": TARGETS["aarch64"],
-    "riscv64": dataclasses.replace(
-        _X86, name="riscv64", triple="riscv64-unknown-linux-gnu", cpu="generic-rv64", features="+m,+a,+f,+d,+c"
+    "riscv64": _X86._replace(
+        name="riscv64", triple="riscv64-unknown-linux-gnu", cpu="generic-rv64", features="+m,+a,+f,+d,+c"
     ),
-    "thumbv7em": dataclasses.replace(
-        _X86, name="thumbv7em", triple="thumbv7em-none-unknown-eabihf", cpu="cortex-m4", features=""
-    ),
+    "thumbv7em": _X86._replace(name="thumbv7em", triple="thumbv7em-none-unknown-eabihf", cpu="cortex-m4", features=""),
 }
 #: machines whose objects are only looked through
 OTHERS = {
     "wasm32": TARGETS["wasm32"],
-    "windows": dataclasses.replace(_X86, name="windows", triple="x86_64-pc-windows-msvc"),
-    "macos": dataclasses.replace(_X86, name="macos", triple="arm64-apple-macosx11.0.0", cpu="apple-m1"),
+    "windows": _X86._replace(name="windows", triple="x86_64-pc-windows-msvc"),
+    "macos": _X86._replace(name="macos", triple="arm64-apple-macosx11.0.0", cpu="apple-m1"),
 }
 LINUX = ("x86_64", "aarch64", "riscv64")
 

@@ -58,6 +58,13 @@ def test_every_dependent_step_has_a_barrier():
     assert [int(w) & runner_layout.BARRIER for w in _table(5).words[:, 2]] == [0, 1, 1, 1, 1]
 
 
+def test_only_kernels_of_the_package_get_unequal_pieces(monkeypatch):
+    """Who splits n items into runs of (n + nthreads - 1) // nthreads would miss some."""
+    assert {int(w) & runner_layout.HALVING for w in _table(3).words[:, 2]} == {runner_layout.HALVING}
+    monkeypatch.setattr(move.transpose_matrices["u32"].body, "__module__", "mine")
+    assert {int(w) & runner_layout.HALVING for w in _table(3).words[:, 2]} == {0}
+
+
 def test_independent_steps_have_none():
     node = Node("Transpose", ("x",), ("y",))
     source = _slot(2, 4, 4)
