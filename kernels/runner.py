@@ -10,8 +10,9 @@ of its part, the next a quarter, and so on: large ones cost less, and at the end
 their pieces are done; others begin at once.
 
 A worker thread owns a mailbox and spins on its state for a while; `serve` then returns, and the thread sleeps
-outside. `launch` claims the workers that are awake, so a call never waits for one that sleeps, and callers
-on several threads share the workers without a lock: whoever claims one first has it.
+outside. `launch` claims the workers that are awake or about to be, and begins: who comes late takes part from there on,
+and who does not come at all is not waited for. Callers on several threads share the workers without a lock: whoever
+claims one first has it.
 
 The words of records, runs and mailboxes: see runner_layout.py.
 """
@@ -146,6 +147,7 @@ def serve(box: ptr_i64, spins: i64, give_way: i64) -> i64:
     """A worker's loop. Returns 0 when it has spun `spins` turns without work (then ASLEEP), 1 when told to stop."""
     turn = 0
     waited = 0
+    atomic_cas(box, STATE, WAKING, IDLE)  # if nobody has given it an order meanwhile
     while True:
         state = atomic_load(box, STATE)
         if state > STOP and atomic_cas(box, STATE, state, BUSY) == state:
@@ -167,11 +169,10 @@ def serve(box: ptr_i64, spins: i64, give_way: i64) -> i64:
 
 
 @native
-def launch(run: ptr_i64, boxes: ptr_i64, count: i64, helpers: i64, patience: i64, give_way: i64) -> i64:
+def launch(run: ptr_i64, boxes: ptr_i64, count: i64, helpers: i64, give_way: i64) -> i64:
     """Run the table in `run` on this thread and up to `helpers` of `count` workers; returns the status.
 
-    A worker that is just waking is waited for up to `patience` turns. STATUS, FAILED, DONE, FINISHED and the claims
-    must be 0 on entry.
+    STATUS, FAILED, DONE, FINISHED and the claims must be 0 on entry.
     """
     team = 1
     mine = 0
@@ -179,11 +180,8 @@ def launch(run: ptr_i64, boxes: ptr_i64, count: i64, helpers: i64, patience: i64
         if team > helpers:
             break
         box = boxes + w * BOX_WORDS
-        turn = 0
-        while turn < patience and atomic_load(box, STATE) == WAKING:
-            pause()
-            turn += 1
-        if atomic_cas(box, STATE, IDLE, CLAIMED) == IDLE:
+        state = atomic_load(box, STATE)
+        if (state in (IDLE, WAKING)) and atomic_cas(box, STATE, state, CLAIMED) == state:
             box[TID] = team
             team += 1
             mine |= 1 << w

@@ -7,10 +7,12 @@ freed, because a worker may still look at its own while the interpreter shuts do
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
 from _thread import allocate_lock
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,8 +20,6 @@ from minifer.kernels import runner_layout as runner
 
 #: turns of the spin loop (tens of nanoseconds each) before a worker sleeps
 SPINS = int(os.environ.get("MINIFER_SPIN", "40000"))
-#: turns to wait for a worker that is just waking
-PATIENCE = 8000
 
 _WORD = ctypes.c_int64
 _immortal: list[np.ndarray] = []
@@ -37,6 +37,14 @@ def native_address(name: str) -> int:
 
         natives[name] = library.address_of_native(getattr(functions, name))
     return natives[name]
+
+
+def current_cpu() -> Callable[[], int] | None:
+    """A function that tells on which CPU the calling thread runs, where the system lets threads choose their CPUs."""
+    try:
+        return ctypes.CDLL(None).sched_getcpu if hasattr(os, "sched_setaffinity") else None
+    except (OSError, AttributeError):
+        return None
 
 
 def give_way_address() -> int:
@@ -66,8 +74,11 @@ class Pool:
         self._wake = allocate_lock()
         for lock in self._locks:
             lock.acquire()
+        self._ids = [0] * workers  # of the workers that have been started, the system's numbers
+        self._cpus: list[set[int] | None] = [None] * workers  # where a worker that was sent aside may run
+        self._current_cpu = current_cpu()
         self._running = 0  # workers that have been started
-        self._launch = ctypes.CFUNCTYPE(_WORD, *[_WORD] * 6)(native_address("launch"))
+        self._launch = ctypes.CFUNCTYPE(_WORD, *[_WORD] * 5)(native_address("launch"))
 
     def _start(self) -> None:
         import threading  # most small models never start a thread
@@ -75,15 +86,35 @@ class Pool:
         serve = ctypes.CFUNCTYPE(_WORD, *[_WORD] * 3)(native_address("serve"))
         while self._running < len(self._locks):  # an interrupt may come between two; the next call goes on from there
             w, self._running = self._running, self._running + 1
-            threading.Thread(target=self._work, args=(w, serve), name=f"minifer-{w + 1}", daemon=True).start()
+            worker = threading.Thread(target=self._work, args=(w, serve), name=f"minifer-{w + 1}", daemon=True)
+            worker.start()
+            self._ids[w] = worker.native_id or 0
 
     def _work(self, w: int, serve) -> None:
         box = self._address + w * runner.BOX_WORDS * 8
         while True:
             self._locks[w].acquire()
-            self._states[w] = runner.IDLE
+            cpus, self._cpus[w] = self._cpus[w], None
+            if cpus:
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(0, cpus)
             if serve(box, SPINS, self._give_way):
                 return
+
+    def _send_aside(self, w: int) -> None:
+        """Have a worker that is about to wake begin on another CPU than this thread's; it undoes that itself.
+
+        To the scheduler of a virtual machine an idle CPU can look taken, as its host has given it away meanwhile. Whom
+        we wake is then put beside us, and waits there for milliseconds, as we go on computing.
+        """
+        if self._current_cpu is None or not self._ids[w]:
+            return
+        with contextlib.suppress(OSError):
+            cpus = self._cpus[w] or os.sched_getaffinity(self._ids[w])
+            others = cpus - {self._current_cpu()}
+            if others:
+                self._cpus[w] = cpus
+                os.sched_setaffinity(self._ids[w], others)
 
     def wake(self) -> None:
         """Wake the workers that sleep."""
@@ -92,6 +123,7 @@ class Pool:
                 self._start()
             for w in range(len(self._locks)):
                 if self._states[w] == runner.ASLEEP:
+                    self._send_aside(w)
                     self._states[w] = runner.WAKING
                     self._locks[w].release()
 
@@ -100,7 +132,7 @@ class Pool:
         helpers = min(threads, self.threads) - 1
         if helpers > 0 and not self._states.all():
             self.wake()
-        return self._launch(address, self._address, self.threads - 1, helpers, PATIENCE, self._give_way)
+        return self._launch(address, self._address, self.threads - 1, helpers, self._give_way)
 
 
 _pools: dict[int, Pool] = {}

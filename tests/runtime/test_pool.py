@@ -131,7 +131,7 @@ def test_an_order_of_another_caller_is_not_taken_back(monkeypatch):
 
     monkeypatch.setattr(runner, "relax", relax)
     monkeypatch.setitem(simd.ENTRIES, 1, piece)
-    assert runner.launch(simd.Ptr(block), simd.Ptr(boxes), 1, 1, 0, 0) == 0
+    assert runner.launch(simd.Ptr(block), simd.Ptr(boxes), 1, 1, 0) == 0
     assert boxes[runner.STATE] == other
 
 
@@ -156,14 +156,48 @@ def test_callers_on_many_threads_share_the_workers():
 def test_workers_sleep_when_idle_and_wake_again():
     table = _table(3)
     _run(table, 2)
-    states = pool(2)._states
-    deadline = time.monotonic() + 10
-    while (states != runner.ASLEEP).any() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert (states == runner.ASLEEP).all(), f"still awake after {SPINS} turns"
+    _await_sleep(pool(2))
     before = time.process_time()
     time.sleep(0.2)
     assert time.process_time() - before < 0.05
+    x, y = _run(table, 2)
+    assert np.array_equal(x, y.T)
+
+
+def _await_sleep(workers: Pool) -> None:
+    states, deadline = workers._states, time.monotonic() + 10
+    while (states != runner.ASLEEP).any() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (states == runner.ASLEEP).all(), f"still awake after {SPINS} turns"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no choice of CPUs on this system")
+def test_who_sleeps_wakes_on_another_cpu_and_may_then_run_anywhere(monkeypatch):
+    table, told = _table(3), []
+    cpus = os.sched_getaffinity(0)
+    _run(table, 2)
+    _await_sleep(pool(2))
+    worker = pool(2)._ids[0]
+    assert os.sched_getaffinity(worker) == cpus
+    tell = os.sched_setaffinity
+    monkeypatch.setattr(os, "sched_setaffinity", lambda who, where: (told.append((who, where)), tell(who, where)))
+    monkeypatch.setattr(pool(2), "_current_cpu", lambda: min(cpus))
+    x, y = _run(table, 2)
+    assert np.array_equal(x, y.T)
+    _await_sleep(pool(2))  # it has been awake
+    assert told == ([(worker, cpus - {min(cpus)}), (0, cpus)] if len(cpus) > 1 else [])
+    assert os.sched_getaffinity(worker) == cpus
+
+
+def test_a_system_that_lets_nobody_choose_cpus_does_no_harm(monkeypatch):
+    def refuse(*_):
+        raise OSError("not here")
+
+    table = _table(3)
+    _run(table, 2)
+    _await_sleep(pool(2))
+    for name in ("sched_getaffinity", "sched_setaffinity"):
+        monkeypatch.setattr(os, name, refuse, raising=False)
     x, y = _run(table, 2)
     assert np.array_equal(x, y.T)
 
