@@ -37,14 +37,13 @@ from minifer.kernels.runner_layout import (
     PITCH,
     RECORD_WORDS,
     RECORDS,
-    SHARE_PIECES,
-    SHARE_SLOT,
     STATE,
     STATUS,
     STOP,
     TABLE,
     TID,
     WAKING,
+    share_word,
 )
 from minifer.kernels.simd import (
     address_of,
@@ -80,7 +79,7 @@ def wait_for(run: ptr_i64, pieces: i64, give_way: i64) -> None:
 
 def call(run: ptr_i64, record: ptr_i64, piece: i64, of: i64, pieces: i64, slot: i64) -> None:
     """Run a piece of a record, `of` of which make the whole; the first status that is not 0 is kept with its step."""
-    status = call_entry(record[0], record[1], run[BASES], piece, of | pieces << SHARE_PIECES | slot << SHARE_SLOT)
+    status = call_entry(record[0], record[1], run[BASES], piece, share_word(of, pieces, slot))
     if status != 0 and atomic_cas(run, STATUS, 0, status) == 0:
         run[FAILED] = record[3]
 
@@ -122,19 +121,18 @@ def share_record(run: ptr_i64, r: i64, record: ptr_i64, each: i64, tid: i64, tea
             taken = taken_of(old) + 1
             if taken <= each:
                 piece = old & 0xFFFFFFFF if k == 0 else each - 1 - (old >> 32)
+                of = each
                 if record[2] & HALVING != 0:
-                    parts = halves(piece, each)
-                    first = parts - 2 if piece + 1 < each else parts - 1
-                    call(run, record, owner * parts + first, parts * team, each * team, tid)
-                else:
-                    call(run, record, owner * each + piece, each * team, each * team, tid)
+                    piece, of = halved(piece, each)
+                call(run, record, owner * of + piece, of * team, each * team, tid)
                 count += 1
     return count
 
 
-def halves(piece: i64, each: i64) -> i64:
-    """What part of a thread's part a piece is, 1 / result: a half, a quarter, ...; the last two are alike."""
-    return 1 << (piece + 1 if piece + 1 < each else each - 1)
+def halved(piece, each):
+    """Which piece of how many equal ones of a thread's part: a half, a quarter, ...; the last two are alike."""
+    of = 1 << (piece + 1 if piece + 1 < each else each - 1)
+    return of - 2 if piece + 1 < each else of - 1, of
 
 
 def taken_of(claim: i64) -> i64:
@@ -181,7 +179,7 @@ def launch(run: ptr_i64, boxes: ptr_i64, count: i64, helpers: i64, give_way: i64
             break
         box = boxes + w * BOX_WORDS
         state = atomic_load(box, STATE)
-        if (state in (IDLE, WAKING)) and atomic_cas(box, STATE, state, CLAIMED) == state:
+        if state in (IDLE, WAKING) and atomic_cas(box, STATE, state, CLAIMED) == state:
             box[TID] = team
             team += 1
             mine |= 1 << w

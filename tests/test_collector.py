@@ -11,6 +11,25 @@ import pytest
 from minifer.collector import collector_paused
 
 
+def pause_elsewhere():
+    """Begin a pause in another thread; returns what ends it."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def pause():
+        with collector_paused():
+            entered.set()
+            leave.wait(20)
+
+    def end():
+        leave.set()
+        thread.join()
+
+    thread = threading.Thread(target=pause)
+    thread.start()
+    assert entered.wait(20)
+    return end
+
+
 def test_it_waits_inside_and_runs_behind():
     assert gc.isenabled()
     with collector_paused():
@@ -38,40 +57,20 @@ def test_one_that_was_off_stays_off():
 
 
 def test_pauses_of_two_threads_may_overlap():
-    entered, leave = threading.Event(), threading.Event()
-
-    def other():
-        with collector_paused():
-            entered.set()
-            leave.wait(20)
-
     with collector_paused():
-        thread = threading.Thread(target=other)
-        thread.start()
-        assert entered.wait(20)
+        end = pause_elsewhere()
     assert not gc.isenabled()  # the other one is still inside
-    leave.set()
-    thread.join()
+    end()
     assert gc.isenabled()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_forked_during_another_threads_pause_collects():
-    entered, leave = threading.Event(), threading.Event()
-
-    def other():
-        with collector_paused():
-            entered.set()
-            leave.wait(20)
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    assert entered.wait(20)
+    end = pause_elsewhere()
     child = os.fork()
     if not child:
         os._exit(0 if gc.isenabled() else 1)
     status = os.waitpid(child, 0)[1]
-    leave.set()
-    thread.join()
+    end()
     assert status == 0

@@ -94,8 +94,8 @@ def run_halves(spec: KernelSpec, arguments: dict, nthreads: int, rng) -> tuple[d
     """The same where each thread's part is cut into a half, a quarter, ..., as runner.py does it."""
     each, pieces = int(rng.integers(2, 6)), []
     for k in range(each):
-        of = runner.halves(k, each)
-        pieces += [(owner * of + (of - 2 if k + 1 < each else of - 1), of * nthreads) for owner in range(nthreads)]
+        piece, of = runner.halved(k, each)
+        pieces += [(owner * of + piece, of * nthreads) for owner in range(nthreads)]
     return run_pieces(spec, arguments, pieces, nthreads, rng)
 
 
