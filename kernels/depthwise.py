@@ -82,7 +82,7 @@ class Buffer:
         room = FAR if 4 * math.prod(int(v) for v in g[[BATCH, IN_D, IN_H, IN_W, CHANNELS]]) > LARGE else NEAR
         self.group = max(1, min(-(-int(g[CHANNELS]) // LANES), room // block))  # blocks that are walked with
         self.floats = self.group * block // 4  # size of the buffer
-        self.words = self.group * 3 * self.slots  # of the list of lines: what each slot holds; slot and tap in use
+        self.words = self.group * 4 * self.slots  # of the list of lines: see needed_lines
 
 
 def depthwise_reference(
@@ -142,6 +142,131 @@ def depthwise_example(rng, size):
     }
 
 
+def needed_lines(lines, g, row, columns):
+    """Which lines of input line `row` of the output needs, and where in the buffer each lies or goes.
+
+    `lines`: what each slot holds; then, for each line needed, its place in the buffer and its first tap in the weights;
+    then its number if it is not there yet, else -1. Returns how many are needed.
+    """
+    height, depth, taps_h, taps_d = g[IN_H], g[IN_D], g[TAPS_H], g[TAPS_D]
+    rest = row // g[OUT_H]
+    h0 = (row - rest * g[OUT_H]) * g[STRIDE_H] - g[PAD_H]
+    d0 = 0 - g[PAD_D]
+    if g[OUT_D] > 1:
+        d0 += rest % g[OUT_D] * g[STRIDE_D]
+        rest = rest // g[OUT_D]
+    # neighbouring lines have different slots, so that the next line of output finds them again
+    turn = h0 % taps_h if g[DILATION_H] == 1 else 0
+    slots = taps_d * taps_h
+    count = 0
+    for kd in range(taps_d):
+        d = d0 + kd * g[DILATION_D]
+        for kh in range(taps_h):
+            h = h0 + kh * g[DILATION_H]
+            slot = turn + kh
+            slot = kd * taps_h + (slot - taps_h if slot >= taps_h else slot)
+            if d >= 0 and d < depth and h >= 0 and h < height:
+                source = (rest * depth + d) * height + h
+                lines[3 * slots + count] = -1 if lines[slot] == source else source
+                lines[slot] = source
+                lines[slots + 2 * count] = slot * columns * LANES
+                lines[slots + 2 * count + 1] = (kd * taps_h + kh) * g[TAPS_W] * LANES
+                count += 1
+    return count
+
+
+def over_lines(fill, together):
+    """The convolution of lines that fill(source, line, block, target, w0, count, g) brings into the buffer. So many
+    lines of output are computed `together` of one block of channels, then of the next.
+
+    It writes `count` pixels from w0 on, which may be negative, of a block of LANES channels to pixels of LANES channels
+    at target, with zeros for those outside of the line.
+    """
+
+    def convolve(
+        source, weight, bias, residual, y, buffer, lines, g, tile, columns, group, code, first, second, has_bias,
+        has_residual, slot, tid, nthreads,
+    ):  # fmt: skip
+        channels, out_w = g[CHANNELS], g[OUT_W]
+        taps_w, step_w, stride_w = g[TAPS_W], g[DILATION_W], g[STRIDE_W]
+        slots = g[TAPS_D] * g[TAPS_H]
+        rows, tiles = g[BATCH] * g[OUT_D] * g[OUT_H], (out_w + tile - 1) // tile
+        blocks = (channels + LANES - 1) // LANES
+        groups = (blocks + group - 1) // group
+        units = groups * tiles * rows
+        buffer = buffer + slot * (group * slots * columns * LANES)
+        lines = lines + slot * (group * 4 * slots)
+        swish = code == HARD_SWISH and has_residual == 0
+        at_once = swish or (code == CLAMP and has_residual == 0)
+        low = first if at_once else f32(-INFINITY)
+        high = second if at_once else f32(INFINITY)
+        unit, end = share(units, tid, nthreads), share(units, tid + 1, nthreads)
+        while unit < end:
+            strand, row = unit // rows, unit % rows
+            count = min(rows - row, end - unit)
+            unit += count
+            from_b = share(blocks, strand // tiles, groups)
+            to_b = share(blocks, strand // tiles + 1, groups)
+            from_w = strand % tiles * tile
+            width = min(tile, out_w - from_w)
+            for slot in range(group * 4 * slots):
+                lines[slot] = -1
+            for from_r in range(row, row + count, together):
+                for block in range(from_b, to_b):
+                    c = block * LANES
+                    n = min(LANES, channels - c)
+                    table = lines + (block - from_b) * 4 * slots
+                    ring = buffer + (block - from_b) * (slots * columns * LANES)
+                    kernels = weight + block * (slots * taps_w * LANES)
+                    for r in range(from_r, min(from_r + together, row + count)):
+                        entries = needed_lines(table, g, r, columns)
+                        for e in range(entries):
+                            if table[3 * slots + e] >= 0:
+                                fill(source, table[3 * slots + e], block, ring + table[slots + 2 * e],
+                                     from_w * stride_w - g[PAD_W], (width - 1) * stride_w + (taps_w - 1) * step_w + 1,
+                                     g)  # fmt: skip
+                        target = y + ((r * out_w + from_w) * channels + c)
+                        for v in range(0, n, lanes(y)):
+                            start = vload_part(bias, c + v, n - v if has_bias != 0 else 0)
+                            line(ring + v, kernels + v, table + slots, entries, start, target + v, width,
+                                 channels, n - v, taps_w, stride_w, step_w, swish, low, high)  # fmt: skip
+                        if not at_once:
+                            finish(target, residual + ((r * out_w + from_w) * channels + c), width, channels, n,
+                                   code, first, second, has_residual)  # fmt: skip
+
+    return convolve
+
+
+def copy_line(source, row, block, target, w0, count, g):
+    """Copy the pixels w0 .. w0 + count of line `row`."""
+    (x,) = source
+    channels, width = g[CHANNELS], g[IN_W]
+    x, n = x + (row * width * channels + block * LANES), min(LANES, channels - block * LANES)
+    left = min(count, max(0, 0 - w0))
+    right = max(left, min(count, width - w0))
+    clear(target, 0, left)
+    if n == LANES:
+        for i in range(left, right):
+            vstore(target, i * LANES, vload(x, (w0 + i) * channels))
+            vstore(target, i * LANES + lanes(x), vload(x, (w0 + i) * channels + lanes(x)))
+    else:
+        for i in range(left, right):
+            vstore(target, i * LANES, vload_part(x, (w0 + i) * channels, n))
+            vstore(target, i * LANES + lanes(x), vload_part(x, (w0 + i) * channels + lanes(x), n - lanes(x)))
+    clear(target, right, count)
+
+
+def clear(target, start, stop):
+    """Zeros for the pixels from `start` to `stop` of a line."""
+    zero = vsplat(f32, 0)
+    for i in range(start, stop):
+        vstore(target, i * LANES, zero)
+        vstore(target, i * LANES + lanes(target), zero)
+
+
+copied = over_lines(copy_line, 1)
+
+
 @kernel(reference=depthwise_reference, example=depthwise_example, outputs=("y", "buffer", "lines"), tolerance=2e-6)
 def depthwise(
     x: ptr_f32, weight: ptr_f32, bias: ptr_f32, residual: ptr_f32, y: ptr_f32, buffer: ptr_f32, lines: ptr_i64,
@@ -154,104 +279,10 @@ def depthwise(
     depth, out height, out width, channels); buffer, lines: `floats` and `words` of a Buffer per thread; tile, columns,
     group: its others. 2 * results * taps FLOPs. Work is split over blocks of channels and lines of y.
     """
-    channels, out_w = g[CHANNELS], g[OUT_W]
-    taps_w, step_w, stride_w = g[TAPS_W], g[DILATION_W], g[STRIDE_W]
-    slots = g[TAPS_D] * g[TAPS_H]
-    rows, tiles = g[BATCH] * g[OUT_D] * g[OUT_H], (out_w + tile - 1) // tile
-    blocks = (channels + LANES - 1) // LANES
-    groups = (blocks + group - 1) // group
-    units = groups * tiles * rows
-    buffer = buffer + slot * (group * slots * columns * LANES)
-    lines = lines + slot * (group * 3 * slots)
-    swish = code == HARD_SWISH and has_residual == 0
-    at_once = swish or (code == CLAMP and has_residual == 0)
-    low = first if at_once else f32(-INFINITY)
-    high = second if at_once else f32(INFINITY)
-    unit, end = share(units, tid, nthreads), share(units, tid + 1, nthreads)
-    while unit < end:
-        strand, row = unit // rows, unit % rows
-        count = min(rows - row, end - unit)
-        unit += count
-        from_b = share(blocks, strand // tiles, groups)
-        to_b = share(blocks, strand // tiles + 1, groups)
-        from_w = strand % tiles * tile
-        width = min(tile, out_w - from_w)
-        for slot in range(group * 3 * slots):
-            lines[slot] = -1
-        for r in range(row, row + count):
-            for block in range(from_b, to_b):
-                c = block * LANES
-                n = min(LANES, channels - c)
-                table = lines + (block - from_b) * 3 * slots
-                ring = buffer + (block - from_b) * (slots * columns * LANES)
-                kernels = weight + block * (slots * taps_w * LANES)
-                entries = gather_lines(x + c, ring, table, g, r, from_w * stride_w - g[PAD_W],
-                                       (width - 1) * stride_w + (taps_w - 1) * step_w + 1, columns, n)  # fmt: skip
-                target = y + ((r * out_w + from_w) * channels + c)
-                for v in range(0, n, lanes(x)):
-                    start = vload_part(bias, c + v, n - v if has_bias != 0 else 0)
-                    line(ring + v, kernels + v, table + slots, entries, start, target + v, width,
-                         channels, n - v, taps_w, stride_w, step_w, swish, low, high)  # fmt: skip
-                if not at_once:
-                    finish(target, residual + ((r * out_w + from_w) * channels + c), width, channels, n,
-                           code, first, second, has_residual)  # fmt: skip
-
-
-def gather_lines(x, buffer, lines, g, row, w0, count, columns, n):
-    """Bring the lines of input that line `row` of the output needs into the buffer: count columns from w0 on.
-
-    Fills in, behind the first entries of `lines`, where each line lies in the buffer and its first tap in the weights.
-    Returns how many there are.
-    """
-    channels, height, width, depth = g[CHANNELS], g[IN_H], g[IN_W], g[IN_D]
-    taps_h, taps_d = g[TAPS_H], g[TAPS_D]
-    rest = row // g[OUT_H]
-    h0 = (row - rest * g[OUT_H]) * g[STRIDE_H] - g[PAD_H]
-    d0 = 0 - g[PAD_D]
-    if g[OUT_D] > 1:
-        d0 += rest % g[OUT_D] * g[STRIDE_D]
-        rest = rest // g[OUT_D]
-    # neighbouring lines have different slots, so that the next line of output finds them again
-    turn = h0 % taps_h if g[DILATION_H] == 1 else 0
-    entries = taps_d * taps_h
-    at = entries
-    for kd in range(taps_d):
-        d = d0 + kd * g[DILATION_D]
-        for kh in range(taps_h):
-            h = h0 + kh * g[DILATION_H]
-            slot = turn + kh
-            slot = kd * taps_h + (slot - taps_h if slot >= taps_h else slot)
-            if d >= 0 and d < depth and h >= 0 and h < height:
-                source = (rest * depth + d) * height + h
-                if lines[slot] != source:
-                    lines[slot] = source
-                    copy_line(x + source * width * channels, buffer + slot * columns * LANES, w0, count, width,
-                              channels, n)  # fmt: skip
-                lines[at] = slot * columns * LANES
-                lines[at + 1] = (kd * taps_h + kh) * g[TAPS_W] * LANES
-                at += 2
-    return (at - entries) // 2
-
-
-def copy_line(x, target, w0, count, width, channels, n):
-    """Copy n channels of the pixels w0 .. w0 + count of a line to pixels of LANES channels; zeros outside of it."""
-    zero = vsplat(f32, 0)
-    left = min(count, max(0, 0 - w0))
-    right = max(left, min(count, width - w0))
-    for i in range(left):
-        vstore(target, i * LANES, zero)
-        vstore(target, i * LANES + lanes(x), zero)
-    if n == LANES:
-        for i in range(left, right):
-            vstore(target, i * LANES, vload(x, (w0 + i) * channels))
-            vstore(target, i * LANES + lanes(x), vload(x, (w0 + i) * channels + lanes(x)))
-    else:
-        for i in range(left, right):
-            vstore(target, i * LANES, vload_part(x, (w0 + i) * channels, n))
-            vstore(target, i * LANES + lanes(x), vload_part(x, (w0 + i) * channels + lanes(x), n - lanes(x)))
-    for i in range(right, count):
-        vstore(target, i * LANES, zero)
-        vstore(target, i * LANES + lanes(x), zero)
+    copied(
+        (x,), weight, bias, residual, y, buffer, lines, g, tile, columns, group, code, first, second, has_bias,
+        has_residual, slot, tid, nthreads,
+    )  # fmt: skip
 
 
 def line(buffer, weight, lines, entries, start, y, width, channels, n, taps, stride, step,

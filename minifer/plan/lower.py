@@ -218,7 +218,9 @@ class Planner:
         """A buffer in the arena."""
         return Buffer("arena", nbytes)
 
-    def emit(self, kernel: Any, arguments: Sequence[Any], node: Node | None = None) -> None:
+    def emit(
+        self, kernel: Any, arguments: Sequence[Any], node: Node | None = None, joined: Sequence[Node] = ()
+    ) -> None:
         """Add a kernel call. Which slots it writes stands in the KernelSpec."""
         taken = kernel.parameters
         if len(taken) != len(arguments):
@@ -231,7 +233,7 @@ class Planner:
                     raise TypeError(f"{parameter.name} of {kernel.name} cannot be {argument.dtype}")
                 (writes if parameter.name in kernel.outputs else reads).append(argument)
         node = node or self.scope.nodes[self.index]
-        self.steps.append(KernelStep(kernel, tuple(arguments), node, tuple(reads), tuple(writes)))
+        self.steps.append(KernelStep(kernel, tuple(arguments), node, tuple(reads), tuple(writes), tuple(joined)))
 
     def undo(self, mark: int) -> None:
         """Take back the steps from `mark` on, and the layouts that they made."""
@@ -473,6 +475,7 @@ class Lowering:
         self.outputs = list(node.outputs)
         self.written: dict[str, dict[str, Slot]] = {}
         self.absorbed: set[int] = set()
+        self.joined: list[Node] = []
 
     def note(self, why: Callable[[], str]) -> None:
         """Say which kernel was chosen and why: shown by MINIFER_DEBUG=2."""
@@ -566,7 +569,7 @@ class Lowering:
 
     def call(self, kernel: Any, *arguments: Any) -> None:
         """Add a kernel call; arguments in the order of the kernel's parameters, without tid and nthreads."""
-        self.planner.emit(kernel, arguments, self.node)
+        self.planner.emit(kernel, arguments, self.node, self.joined)
 
     # fusion
     def epilogue(self, channel_axis: int | None = 1, residual: bool = True) -> Any:
@@ -594,8 +597,30 @@ class Lowering:
         planner, node = self.planner, self.planner.scope.nodes[index]
         op, kind = registry.select(node), planner.types[self.outputs[i]]
         assert op is not None
-        kinds = [planner.types.get(n) if n else None for n in node.inputs]
-        planner.infer(op, Call(node, kinds, [planner.known.get(n) for n in node.inputs]))  # raises if it does not fit
+        planner.infer(op, self.call_of(node))  # raises if it does not fit
         self.absorbed.add(index)
         self.outputs[i] = node.outputs[0]
         self.planner.set_type(node.outputs[0], kind)
+
+    def call_of(self, node: Node) -> Call:
+        """A later node as `infer` would see it."""
+        types, known = self.planner.types, self.planner.known
+        return Call(node, [types.get(n) if n else None for n in node.inputs], [known.get(n) for n in node.inputs])
+
+    def join(self, index: int) -> Lowering:
+        """Compute node `index`, which alone reads output 0, as well: what to lower it with, in one with this node.
+
+        Its result, of whatever type, becomes the only output of both.
+        """
+        planner, node = self.planner, self.planner.scope.nodes[index]
+        op, call = registry.select(node), self.call_of(node)
+        assert op is not None
+        (kind,) = planner.infer(op, call)
+        assert kind is not None
+        planner.set_type(node.outputs[0], kind)
+        joined = Lowering(planner, node, call)
+        self.absorbed.add(index)
+        self.joined.append(node)
+        self.outputs[:] = node.outputs
+        joined.outputs, joined.written, joined.absorbed = self.outputs, self.written, self.absorbed
+        return joined

@@ -94,6 +94,7 @@ class KernelStep(Record, eq=False):
     node: Node
     reads: tuple[Slot, ...]
     writes: tuple[Slot, ...]
+    joined: tuple[Node, ...] = ()  # later nodes with arithmetic of their own that the call does as well
 
 
 class PythonStep(Record, eq=False):

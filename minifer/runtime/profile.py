@@ -220,12 +220,13 @@ def _steps(rows: Sequence[Row]) -> list[StepProfile]:
     out = []
     for i, row in enumerate(rows):
         node, key = row.step.node, row.planned_node
-        flops = round(node_flops(node, row.types) * row.calls) if bearers[key] is row else 0
-        results = {row.types.get(name) for name in node.outputs}  # what else is written is scratch
+        nodes = (node, *row.step.joined) if isinstance(row.step, KernelStep) else (node,)
+        flops = round(sum(node_flops(n, row.types) for n in nodes) * row.calls) if bearers[key] is row else 0
+        results = {row.types.get(name) for name in nodes[-1].outputs}  # what else is written is scratch
         out.append(
             StepProfile(
                 index=i,
-                node=node.name or next(filter(None, node.outputs), ""),
+                node=" + ".join(n.name or next(filter(None, n.outputs), "") for n in nodes),
                 op=f"{node.domain + '::' if node.domain else ''}{node.op}-{node.version}",
                 kernel=row.step.kernel.name if isinstance(row.step, KernelStep) else "python",
                 inputs=tuple(map(str, row.reads)),

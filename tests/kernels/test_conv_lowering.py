@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from minifer.errors import ShapeError
 from minifer.session import Session
 from tests.kernels.models import check_native, model, node
 
@@ -96,6 +97,98 @@ def test_a_scale_per_channel_follows_hard_swish():
     nodes = [node("Conv", ["x", "w"], ["c"], group=20), node("HardSwish", ["c"], ["h"]), node("Mul", ["h", "s"], ["y"])]
     kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
     assert "Mul" in {k.node.op for k in kernels}
+
+
+EXPANSIONS = [
+    # channels, wide ones, size, taps, strides, dilation
+    (5, 40, (14, 13), (3, 3), (1, 1), 1), (16, 96, (9, 30), (3, 3), (2, 2), 1), (3, 23, (6, 150), (5, 3), (1, 2), 2),
+    (24, 17, (4, 5), (5, 5), (2, 2), 1), (8, 16, (31,), (7,), (1,), 1), (4, 32, (3, 5, 7), (3, 3, 3), (1, 2, 1), 1),
+]  # fmt: skip
+
+
+def expansion(channels, wide, size, taps, strides, dilation, between):
+    """(nodes, inputs, constants) of a 1x1 convolution, an activation, and a depthwise one with what follows."""
+    rank = len(size)
+    inputs = {"x": draw(2, channels, *size)}
+    consts = {"w": draw(wide, channels, *[1] * rank), "b": draw(wide), "v": draw(wide, 1, *taps), "c": draw(wide)}
+    attrs = {"group": wide, "pads": [d * dilation // 2 for d in taps] * 2, "strides": list(strides)}
+    nodes = [
+        node("Conv", ["x", "w", "b"], ["many"]), node(between, ["many"], ["active"]),
+        node("Conv", ["active", "v", "c"], ["filtered"], dilations=[dilation] * rank, **attrs),
+        node("Relu", ["filtered"], ["y"]),
+    ]  # fmt: skip
+    return nodes, inputs, consts
+
+
+@pytest.mark.parametrize("case", EXPANSIONS)
+@pytest.mark.parametrize("between", ["Relu", "HardSwish", "Sigmoid"])
+def test_an_expansion_and_the_depthwise_convolution_behind_it_are_one_kernel(monkeypatch, case, between):
+    monkeypatch.setattr("minifer.ops.lower_conv.WIDE", 0)
+    nodes, inputs, consts = expansion(*case, between)
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    assert "expand_depthwise" in {k.kernel.name for k in kernels}
+    assert {k.node.op for k in kernels} == {"Conv"} and not any("gemm" in k.kernel.name for k in kernels)
+
+
+def test_the_expanded_tensor_takes_no_memory():
+    nodes, inputs, consts = expansion(8, 64, (40, 40), (3, 3), (2, 2), 1, "Relu")
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    largest = max(s.nbytes for k in kernels for s in k.writes if k.kernel.name == "expand_depthwise")
+    assert largest == 4 * 2 * 64 * 20 * 20
+
+
+def test_a_residual_follows_the_depthwise_convolution(monkeypatch):
+    monkeypatch.setattr("minifer.ops.lower_conv.WIDE", 0)
+    nodes, inputs, consts = expansion(8, 40, (9, 9), (3, 3), (1, 1), 1, "Relu")
+    nodes[-1:] = [node("Add", ["r", "filtered"], ["sum"]), node("Relu", ["sum"], ["y"])]
+    inputs["r"] = draw(2, 40, 9, 9)
+    kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
+    assert "expand_depthwise" in {k.kernel.name for k in kernels} and "Add" not in {k.node.op for k in kernels}
+
+
+def spoil(what, nodes, inputs, consts, monkeypatch):
+    """Change an expansion so that the two convolutions stay apart; returns the graph's outputs."""
+    if what == "another reader":
+        nodes.append(node("Neg", ["active"], ["z"]))
+        return ["y", "z"]
+    if what == "a graph output":
+        return ["y", "active"]
+    if what == "a sum between":
+        nodes[1] = node("Add", ["many", "r"], ["active"])
+        inputs["r"] = draw(2, 40, 9, 9)
+    if what == "two filters for each channel":
+        consts.update(v=draw(80, 1, 3, 3), c=draw(80))
+    if what == "weights of the run":
+        inputs["v"] = consts.pop("v")
+    if what == "other panels":
+        monkeypatch.setattr("minifer.kernels.expand.fits", lambda: False)
+    return ["y"]
+
+
+APART = ["another reader", "a graph output", "a sum between", "two filters for each channel", "weights of the run",
+         "other panels"]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", APART)
+def test_an_expansion_that_something_else_needs_is_written(monkeypatch, what):
+    monkeypatch.setattr("minifer.ops.lower_conv.WIDE", 0)
+    nodes, inputs, consts = expansion(8, 40, (9, 9), (3, 3), (1, 1), 1, "Relu")
+    outputs = spoil(what, nodes, inputs, consts, monkeypatch)
+    kernels = check_native(model(nodes, inputs, consts, outputs), inputs)
+    assert "gemm" in {k.kernel.name for k in kernels}
+
+
+def test_a_small_expansion_is_written():
+    nodes, inputs, consts = expansion(8, 40, (9, 9), (3, 3), (1, 1), 1, "Relu")
+    assert {k.kernel.name for k in check_native(model(nodes, inputs, consts, ["y"]), inputs)} >= {"gemm", "depthwise"}
+
+
+def test_a_depthwise_convolution_that_does_not_fit_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr("minifer.ops.lower_conv.WIDE", 0)
+    nodes, inputs, consts = expansion(8, 40, (9, 9), (3, 3), (1, 1), 1, "Relu")
+    consts["v"] = draw(40, 2, 3, 3)
+    with pytest.raises(ShapeError, match="Conv"):
+        Session(model(nodes, inputs, consts, ["y"])).run(inputs)
 
 
 DEPTHWISE = [
