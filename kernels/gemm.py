@@ -35,6 +35,10 @@ from minifer.kernels.spec import f32, i64, kernel, ptr_f32
 
 #: floats of B in a block (128 KB): two such blocks stay in the second-level cache while all rows of A go by
 BLOCK = 1 << 15
+#: panels that are read side by side for a lone row
+TOGETHER = 4
+#: parts of a panel's rows that threads share, at most, and about the rows that one has at least
+PARTS, LEAST_ROWS = 4, 24
 
 
 def panels(n: int) -> int:
@@ -139,27 +143,45 @@ def gemm(
 
     A: (m, k), stride lda; B: packed; C: (m, n), stride ldc; residual: (m, n), stride ldr, may be C itself.
 
-    2 m n k FLOPs. Threads share rows if there are many, else columns. Error <= 3e-7 * (sum_p |A B| + |bias| + 1),
-    more by sqrt(k) units in the worst case; the order of the sum depends on k alone. bias and residual
-    are read where has_bias and has_residual are not 0; code, first, second: see activation.py.
+    2 m n k FLOPs. Threads share rows if there are many, else panels of columns and parts of panels. Error <= 3e-7 *
+    (sum_p |A B| + |bias| + 1), more by sqrt(k) units in the worst case; the order of the sum depends on k alone. bias
+    and residual are read where has_bias and has_residual are not 0; code, first, second: see activation.py.
     """
-    first_row, last_row, first_column, last_column = 0, m, 0, n
-    count = (n + NR - 1) // NR
-    if m >= 512 or count < pieces:
-        tiles = (m + MR - 1) // MR
-        first_row = share(tiles, tid, nthreads) * MR
-        last_row = min(m, share(tiles, tid + 1, nthreads) * MR)
-    else:
-        together = 4 if m == 1 else 1  # panels that are read side by side
-        groups = (count + together - 1) // together
-        first_column = share(groups, tid, nthreads) * together * NR
-        last_column = min(n, share(groups, tid + 1, nthreads) * together * NR)
+    strips, count = (m + MR - 1) // MR, (n + NR - 1) // NR
     if m == 1:
-        row_product(
-            a, b, c, bias, residual, first_column, last_column if last_row > 0 else 0, n, k, has_bias, has_residual,
-            code, first, second,
-        )  # fmt: skip
+        groups = (count + TOGETHER - 1) // TOGETHER
+        j, end = share(groups, tid, nthreads) * TOGETHER * NR, share(groups, tid + 1, nthreads) * TOGETHER * NR
+        row_product(a, b, c, bias, residual, j, min(n, end), n, k, has_bias, has_residual, code, first, second)
         return
+    by_rows = m >= 512 or count < pieces
+    # work is shared in parts of a panel's rows: the smallest pieces, for which others wait, should be small
+    parts = max(1, min(PARTS, m // LEAST_ROWS))
+    units = strips if by_rows else count * parts
+    unit, stop = share(units, tid, nthreads), share(units, tid + 1, nthreads)
+    while unit < stop:
+        panel, part, following = unit // parts, unit % parts, stop
+        i, end_i, j, end_j = 0, m, panel * NR, min(n, stop // parts * NR)
+        if by_rows:
+            i, end_i, j, end_j = unit * MR, min(m, stop * MR), 0, n
+        elif part == 0 and stop - unit >= parts:  # whole panels
+            following = stop // parts * parts
+        else:
+            following = min(stop, (panel + 1) * parts)
+            i = share(strips, part, parts) * MR
+            end_i = min(m, share(strips, part + following - unit, parts) * MR)
+            end_j = min(n, j + NR)
+        block_product(
+            a, b, c, bias, residual, n, k, lda, ldc, ldr, has_bias, has_residual, code, first, second, i, end_i, j,
+            end_j,
+        )  # fmt: skip
+        unit = following
+
+
+def block_product(
+    a, b, c, bias, residual, n, k, lda, ldc, ldr, has_bias, has_residual, code, first, second, first_row, last_row,
+    first_column, last_column,
+):  # fmt: skip
+    """The product for some rows and whole panels of columns."""
     group = max(1, BLOCK // (max(k, 1) * NR)) * NR
     for block in range(first_column, last_column, group):
         end = min(block + group, last_column)
@@ -198,7 +220,7 @@ def row_product(a, b, c, bias, residual, j, stop, n, k, has_bias, has_residual, 
     side by side, because the memory answers several streams faster than one."""
     rows = rows_strided(a, k, 1)
     size = k * NR
-    while j + 4 * NR <= stop:
+    while j + TOGETHER * NR <= stop:
         panel = b + j * k
         acc0, acc1, acc2, acc3 = tile_zero_row(), tile_zero_row(), tile_zero_row(), tile_zero_row()
         p = 0

@@ -22,6 +22,8 @@ SMALL_WORK = 1 << 21
 #: behind is helped with what it has not begun. The last of five are a sixteenth of its part each: with two threads on a
 #: disturbed machine, networks take 2 to 4 % less than with four equal pieces
 PIECES, FINE_WORK = 5, 1 << 18
+#: as many for a large step, which takes half a millisecond: its last piece is a thirty-second
+MORE_PIECES, LARGE_WORK = 6, 1 << 20
 
 
 class Table(Record, frozen=False, eq=False):
@@ -87,7 +89,9 @@ def _table(steps: Sequence[KernelStep]) -> Table:
 def pieces(step: KernelStep) -> int:
     """Into how many pieces for each thread the work of a step is cut."""
     touched = sum(s.nbytes for s in (*step.reads, *step.writes))
-    return 1 if step.kernel.coarse or touched < FINE_WORK else PIECES
+    if step.kernel.coarse or touched < FINE_WORK:
+        return 1
+    return PIECES if touched < LARGE_WORK else MORE_PIECES
 
 
 def words_of(step: KernelStep, address: Callable[[Slot | None], tuple[int, int]]) -> list[int]:
