@@ -308,3 +308,44 @@ def test_pool(x, attrs, op, include_pad):
     inputs = {"x": draw(*x)}
     extra = {"count_include_pad": include_pad} if op == "AveragePool" else {}
     check_native(model([node(op, ["x"], ["y"], **attrs, **extra)], inputs, {}, ["y"]), inputs)
+
+
+STEMS = [
+    # channels, filters, size, taps above one another, strides, pads
+    (3, 24, (33, 50), 7, (2, 2), [3, 3, 3, 3]), (1, 8, (20, 41), 5, (1, 2), [0, 2, 1, 0]),
+    (4, 33, (9, 128), 1, (3, 2), [0, 3, 0, 3]), (8, 16, (40, 22), 7, (2, 2), [6, 6, 6, 6]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("channels, filters, size, taps, strides, pads", STEMS)
+@pytest.mark.parametrize("last", [False, True])
+def test_lines_of_seven_taps_of_a_few_channels_are_filtered_line_by_line(
+    channels, filters, size, taps, strides, pads, last
+):
+    shape = (2, *size, channels) if last else (2, channels, *size)
+    inputs = {"x": draw(*shape)}
+    consts = {"w": draw(filters, channels, taps, 7), "b": draw(filters)}
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
+        node("Conv", ["t" if last else "x", "w", "b"], ["c"], strides=list(strides), pads=pads),
+        node("LeakyRelu", ["c"], ["y"], alpha=0.2),
+    ]  # fmt: skip
+    kernels = check_native(model(nodes if last else nodes[1:], inputs, consts, ["y"]), inputs)
+    names = [k.kernel.name for k in kernels]
+    assert "stem" in names and "conv" not in names and "halo" not in names
+
+
+def test_a_stem_adds_a_residual():
+    inputs, consts = {"x": draw(1, 3, 30, 30), "r": draw(1, 16, 15, 15)}, {"w": draw(16, 3, 7, 7)}
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], strides=[2, 2], pads=[3, 3, 3, 3]), node("Add", ["r", "c"], ["s"]),
+        node("Relu", ["s"], ["y"]),
+    ]  # fmt: skip
+    assert {k.node.op for k in check_native(model(nodes, inputs, consts, ["y"]), inputs)} == {"Conv"}
+
+
+@pytest.mark.parametrize("change", [{"dilations": [1, 2]}, {"strides": [2, 1]}, {"group": 3}])
+def test_other_lines_of_seven_taps_are_no_stem(change):
+    inputs, consts = {"x": draw(1, 3, 40, 40)}, {"w": draw(12, 1 if "group" in change else 3, 7, 7)}
+    nodes = [node("Conv", ["x", "w"], ["y"], **{"strides": [2, 2], **change})]
+    assert "stem" not in {k.kernel.name for k in check_native(model(nodes, inputs, consts, ["y"]), inputs)}
