@@ -93,24 +93,40 @@ def pool(
             corner = image + ((td[0] * height + th[0]) * width + tw[0]) * channels
             out = y + (row * out_w + ow) * channels
             divisor = f32(td[3] * th[3] * tw[3])
+            start = vsplat(f32, 0.0 if mode == AVERAGE else LOWEST)
             c = 0
-            while c + w <= channels:
-                total = vsplat(f32, 0.0 if mode == AVERAGE else LOWEST)
+            while c + 4 * w <= channels:  # so many that the loops over taps cost little beside them
+                t0, t1, t2, t3 = start, start, start, start
                 for kd in range(td[1]):
                     for kh in range(th[1]):
                         p = corner + ((kd * td[2] * height + kh * th[2]) * width * channels + c)
                         for kw in range(tw[1]):
-                            v = vload(p, kw * tw[2] * channels)
-                            total = vmax(total, v) if mode == MAX else total + v
-                vstore(out, c, total / divisor if mode == AVERAGE else total)
-                c += w
-            if c < channels:
+                            at = kw * tw[2] * channels
+                            v0, v1, v2, v3 = vload(p, at), vload(p, at + w), vload(p, at + 2 * w), vload(p, at + 3 * w)
+                            if mode == MAX:
+                                t0, t1, t2, t3 = vmax(t0, v0), vmax(t1, v1), vmax(t2, v2), vmax(t3, v3)
+                            else:
+                                t0, t1, t2, t3 = t0 + v0, t1 + v1, t2 + v2, t3 + v3
+                if mode == AVERAGE:
+                    t0, t1, t2, t3 = t0 / divisor, t1 / divisor, t2 / divisor, t3 / divisor
+                vstore(out, c, t0)
+                vstore(out, c + w, t1)
+                vstore(out, c + 2 * w, t2)
+                vstore(out, c + 3 * w, t3)
+                c += 4 * w
+            while c < channels:
                 n = channels - c
-                total = vsplat(f32, 0.0 if mode == AVERAGE else LOWEST)
+                total = start
                 for kd in range(td[1]):
                     for kh in range(th[1]):
                         p = corner + ((kd * td[2] * height + kh * th[2]) * width * channels + c)
                         for kw in range(tw[1]):
-                            v = vload_part(p, kw * tw[2] * channels, n)
+                            at = kw * tw[2] * channels
+                            v = vload(p, at) if n >= w else vload_part(p, at, n)
                             total = vmax(total, v) if mode == MAX else total + v
-                vstore_part(out, c, total / divisor if mode == AVERAGE else total, n)
+                total = total / divisor if mode == AVERAGE else total
+                if n >= w:
+                    vstore(out, c, total)
+                else:
+                    vstore_part(out, c, total, n)
+                c += w
