@@ -34,7 +34,6 @@ type by keyword: `example(rng, size, T=f32)`.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -121,15 +120,18 @@ class KernelSpec:
         self.body, self.name, self.group, self.outputs = body, name, group, tuple(outputs)
         self.reference, self.example, self.tolerance, self.types = reference, example, tolerance, types
         self.coarse = coarse
+        self._parameters: tuple[Parameter, ...] | None = None
 
     @property
     def family(self) -> str:
         return self.body.__module__.rpartition(".")[2]
 
-    @functools.cached_property
+    @property
     def parameters(self) -> tuple[Parameter, ...]:
         """The parameters that callers give; found on first use, as most kernels are registered in vain."""
-        return _parameters(self.name, self.body, self._own, self.types)
+        if self._parameters is None:  # functools.cached_property has a lock, which a forked child may find taken
+            self._parameters = _parameters(self.name, self.body, self._own, self.types)
+        return self._parameters
 
     @property
     def unit(self) -> tuple[str, str]:
@@ -209,7 +211,7 @@ class NativeFunction:
         """The module and the group: what is built as one library."""
         return (self.body.__module__, self.group)
 
-    @functools.cached_property
+    @property
     def parameters(self) -> tuple[Parameter, ...]:
         return _parameters(self.name, self.body, _parameter_names(self.body), {})
 
