@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from minifer.kernels.activation import activation_reference
-from minifer.kernels.gemm import accumulate_ahead, block_size, finish, next_rows
+from minifer.kernels.gemm import accumulate_ahead, block_size, finish, many_rows, next_rows
 from minifer.kernels.simd import (
     MR,
     NR,
@@ -221,7 +221,7 @@ def conv(
     origin = (address_of(x) - address_of(base)) // 4
     nothing = (address_of(zeros) - address_of(base)) // 4
     # few pixels: all threads walk all of them and share the panels
-    by_pixel = pixels >= 512 or groups * panels < 2 * pieces
+    by_pixel = many_rows(pixels, of_group * entries * run) or groups * panels < 2 * pieces
     strips = (pixels + MR - 1) // MR
     pixel_from = share(strips, tid, nthreads) * MR if by_pixel else 0
     pixel_to = min(pixels, share(strips, tid + 1, nthreads) * MR) if by_pixel else pixels

@@ -126,6 +126,15 @@ def next_rows(left):
     return min(left, MR)
 
 
+def many_rows(m, weights):
+    """Whether threads should rather share m rows of A than columns of B, of so many elements.
+
+    Who works on the same rows as in the step before finds them in its own cache, and not in that of another core, which
+    may be far away. But each then reads all of B.
+    """
+    return m >= 512 or (m >= 192 and weights <= 1 << 19)
+
+
 def block_size(total, largest, multiple):
     """Size of equal blocks, each a multiple of `multiple` and at most about `largest`, that cover `total`."""
     count = max(1, (total + largest - 1) // largest)
@@ -153,7 +162,7 @@ def gemm(
         j, end = share(groups, tid, nthreads) * TOGETHER * NR, share(groups, tid + 1, nthreads) * TOGETHER * NR
         row_product(a, b, c, bias, residual, j, min(n, end), n, k, has_bias, has_residual, code, first, second)
         return
-    by_rows = m >= 512 or count < pieces
+    by_rows = many_rows(m, n * k) or count < pieces
     # work is shared in parts of a panel's rows: the smallest pieces, for which others wait, should be small
     parts = max(1, min(PARTS, m // LEAST_ROWS))
     units = strips if by_rows else count * parts

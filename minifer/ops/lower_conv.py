@@ -20,8 +20,9 @@ from minifer.ops.window import Window, slide
 DEPTHWISE, GEMM, WINOGRAD, STEM, IMPLICIT_GEMM = "depthwise", "gemm", "winograd", "stem", "implicit gemm"
 #: input channels up to which a row of taps is better read as one run, from a copy with the padding written out
 FEW_CHANNELS = 8
-#: bytes of all transformed tiles of Winograd's algorithm up to which threads share them: what stays in a cache
-SHARED_TILES = 3 << 20
+#: bytes of all transformed tiles of Winograd's algorithm up to which threads share them: what stays in a cache; and for
+#: each thread as many tiles that it had better transform those that it multiplies, and wait for nobody
+SHARED_TILES, OWN_TILES = 3 << 20, 24
 #: bytes between a 1x1 convolution and a depthwise one from which on the two are done in one: what leaves a second-level
 #: cache. Measured, one thread: 0.65 of the time for 5 MB (stride 2), 0.85 for 0.6 MB and stride 2, 0.9 for 0.3 to 2 MB
 WIDE = 1 << 18
@@ -181,7 +182,7 @@ def _winograd(low: Any, window: Window, filters: int, size: int, stride: int) ->
 
     g = table_of(tiles)
     shared = 4 * winograd.tiles_words(g, size, stride)
-    split = shared <= SHARED_TILES
+    split = tiles < OWN_TILES * low.threads and shared <= SHARED_TILES
     if not split:
         g = table_of(block)
     x = low.input(0, CHANNELS_LAST)

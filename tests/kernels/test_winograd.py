@@ -8,7 +8,7 @@ import pytest
 from minifer.kernels import winograd
 from minifer.ops.lower_conv import conv_cost, winograd_size
 from minifer.session import Session
-from tests.kernels.models import check_native, model, node
+from tests.kernels.models import check_native, model, node, steps
 
 RNG = np.random.default_rng(11)
 
@@ -49,6 +49,13 @@ SHAPES = [
 ]
 
 
+@pytest.fixture
+def shared(monkeypatch):
+    """Threads share transformed tiles, however many there are."""
+    monkeypatch.setattr("minifer.ops.lower_conv.OWN_TILES", 1 << 30)
+
+
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("batch, channels, filters, height, width, pads, size", SHAPES)
 def test_shapes(batch, channels, filters, height, width, pads, size):
     x, w = draw(batch, channels, height, width), draw(filters, channels, 3, 3)
@@ -64,6 +71,7 @@ STRIDED = [
 ]
 
 
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("batch, channels, filters, height, width, pads, size", STRIDED)
 def test_stride_2(batch, channels, filters, height, width, pads, size):
     x, w = draw(batch, channels, height, width), draw(filters, channels, 3, 3)
@@ -71,6 +79,7 @@ def test_stride_2(batch, channels, filters, height, width, pads, size):
     assert f"winograd_{size}_stride_2_tiles" in {k.kernel.name for k in kernels}
 
 
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
 def test_a_large_image_is_transformed_piece_by_piece(strides, monkeypatch):
     """One kernel does it all, with the same results as the two that share the transformed tiles."""
@@ -84,6 +93,17 @@ def test_a_large_image_is_transformed_piece_by_piece(strides, monkeypatch):
     assert Session(made, threads=1).run({"x": x})["y"].tobytes() == two.tobytes()
 
 
+def test_threads_with_tiles_enough_transform_their_own():
+    x, w = draw(1, 64, 28, 28), draw(64, 64, 3, 3)  # 49 tiles
+    made, used = conv_model(x, w, pads=[1, 1, 1, 1]), []
+    for threads in (2, 3):
+        session = Session(made, threads=threads)
+        session.run({"x": x})
+        used.append({k.kernel for k in steps(session)[0]} & {*winograd.KERNELS[4, 1]})
+    assert used == [{winograd.KERNELS[4, 1].whole}, {*winograd.KERNELS[4, 1][1:]}]
+
+
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("op, attrs", [("Relu", {}), ("Sigmoid", {}), ("HardSwish", {}), ("Elu", {"alpha": 0.7})])
 def test_the_epilogue(op, attrs):
     inputs, shift = {"x": draw(1, 20, 29, 31)}, draw(1, 20, 1, 1)
