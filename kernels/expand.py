@@ -54,12 +54,14 @@ def make_line(source, row, block, target, w0, count, g):
             valid = next_rows(right - i)
             pixels = rows_strided(x + (row * g[IN_W] + w0 + i) * lda, lda, valid)
             if valid <= SHORT:
-                short = start(tile_zero_short(), offset, panel, g, has_offset)
-                end(accumulate(short, pixels, 0, weights, k), line + i * LANES, valid, code, first, second)
+                short = accumulate(start(tile_zero_short(), offset, panel, g, has_offset), pixels, 0, weights, k)
+                end(short, line + i * LANES, valid, code, first, second)
             else:
-                whole = start(tile_zero(), offset, panel, g, has_offset)
-                end(accumulate(whole, pixels, 0, weights, k), line + i * LANES, valid, code, first, second)
+                whole = accumulate(start(tile_zero(), offset, panel, g, has_offset), pixels, 0, weights, k)
+                end(whole, line + i * LANES, valid, code, first, second)
             i += valid
+    if code != CLAMP:
+        activate_rows(target + left * LANES, LANES, right - left, LANES, code, first, second)
     clear(target, right, count)
 
 
@@ -71,12 +73,10 @@ def start(zero, offset, panel, g, has_offset):
 
 
 def end(acc, to, valid, code, first, second):
-    """The activation, and into the line: the whole tile, for the line has room for it."""
+    """Into the line, clamped if that is the activation: the whole tile, for the line has room for it."""
     if code == CLAMP:
         acc = tile_clamp(acc, first, second)
     tile_store(to, LANES, acc, valid, NR)
-    if code != CLAMP:
-        activate_rows(to, LANES, valid, NR, code, first, second)
 
 
 def expand_example(rng, size):
