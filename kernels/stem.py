@@ -8,8 +8,9 @@ dimension it pays: with stride 2, the even pixels of a line meet four of the sev
 and for four neighbouring results F(4, 4) takes seven products and F(4, 3) six, instead of 28. Their points (see
 winograd.py) are the same but for one: 0, 3/4, -3/4, 3/2, -3/2, infinity, and 3/8 for the even pixels. At a common
 point the products of both parts are transformed back alike, so that one matrix product sums over both, over all
-channels and over the taps above one another. With 3 channels and 7 x 7 taps that is 6 products with 42 steps and one
-with 21, for 147 steps before, and a result's error is 3.3e-7 (rms, over rms of the results; the plain sum has 9e-8).
+channels and over the taps above one another. With 3 channels and 7 x 7 taps that is, for four results, 6 products of
+42 steps and one of 21, in place of four of 147, and a result's error is 3.3e-7 (rms, over rms of the results; the plain
+sum has 9e-8).
 
 The factor (x - 3/8) that the extra point brings into the polynomials of the others is a subtraction of neighbouring
 even pixels, e[j + 1] - 3/8 e[j]; behind it, F(4, 4) transforms as F(4, 3) does.
