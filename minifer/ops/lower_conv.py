@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from minifer.errors import ShapeError
-from minifer.kernels import conv, conv_transpose, depthwise, expand, gemm, stem, winograd
+from minifer.kernels import conv, conv_transpose, depthwise, expand, stem, winograd
 from minifer.kernels.simd import MR, NR, SHORT
 from minifer.ops.lower_fused import conv_tail
-from minifer.ops.lower_matmul import dense
+from minifer.ops.lower_matmul import dense, packed
 from minifer.ops.registry import CHANNELS_LAST, Call, Declined
 from minifer.ops.window import Window, slide
 
@@ -324,7 +324,12 @@ def _pointwise(low: Any, filters: int) -> None:
         return
     low.note(lambda: "gemm: with one tap, pixels by channels are a matrix as they lie")
     y = low.output(0, CHANNELS_LAST, over=tail[0][1], gaps=True)
-    dense(low, x, (), lambda w: w.reshape(filters, channels).T, y, (rows, filters, channels), tail)
+    dense(low, x, (), _matrix, y, (rows, filters, channels), tail)
+
+
+def _matrix(weight: np.ndarray) -> np.ndarray:
+    """The weights of a 1x1 convolution as (channels, filters)."""
+    return weight.reshape(weight.shape[:2]).T
 
 
 def _depthwise_behind(low: Any) -> tuple[int, Window] | None:
@@ -343,7 +348,7 @@ def _expand(low: Any, x: Any, tail: tuple[Any, ...], index: int, window: Window)
     """The 1x1 convolution and node `index`, the depthwise one behind it."""
     (offset, _), (inner_code, inner_first, inner_second, has_offset, _) = tail
     k, channels = low.shape(0)[1], low.out_shape()[1]
-    b = low.pack(1, ("gemm", int(NR)), lambda w: gemm.pack(w.reshape(channels, k).T))
+    b = packed(low, (), _matrix)
     behind = low.join(index)
     g, weight, (bias, residual), numbers = _filtered(behind, window, channels)
     y = low.output(0, CHANNELS_LAST)

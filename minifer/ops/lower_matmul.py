@@ -65,8 +65,12 @@ def dense(low: Any, a: Any, key: tuple[Any, ...], matrix: Matrix, c: Any, sizes:
     (bias, residual), (code, first, second, has_bias, has_residual) = tail
     apart = (k + a.gap, n + c.gap, n + residual.gap if residual else n)
     numbers = (m, n, k, *apart, has_bias, has_residual, code, first, second)
-    weight = low.pack(1, ("gemm", int(NR), *key), lambda b: gemm.pack(matrix(b)))
-    low.call(gemm.gemm, a, weight, c, bias, residual, *numbers)
+    low.call(gemm.gemm, a, packed(low, key, matrix), c, bias, residual, *numbers)
+
+
+def packed(low: Any, key: tuple[Any, ...], matrix: Matrix) -> Any:
+    """Constant input 1 as the panels of B (k, n), which `matrix` makes of it; `key` names how."""
+    return low.pack(1, ("gemm", int(NR), *key), lambda b: gemm.pack(matrix(b)))
 
 
 def product(

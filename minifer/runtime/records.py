@@ -22,7 +22,7 @@ SMALL_WORK = 1 << 21
 #: behind is helped with what it has not begun. The last of five are a sixteenth of its part each: with two threads on a
 #: disturbed machine, networks take 2 to 4 % less than with four equal pieces
 PIECES, FINE_WORK = 5, 1 << 18
-#: as many for a large step, which takes half a millisecond: its last piece is a thirty-second
+#: the same for large steps, of half a millisecond or more: the last of six are a thirty-second
 MORE_PIECES, LARGE_WORK = 6, 1 << 20
 
 
