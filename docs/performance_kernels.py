@@ -29,7 +29,7 @@ from minifer.kernels.simd import (
 from minifer.kernels.spec import f32, i64, kernel, ptr_f32
 
 BLOCK = 1 << 16  # floats of b in a block: 256 KB
-DEPTH = 384  # steps of k in a block: such a panel of b is 24 KB where NR is 16
+PANEL = 6144  # floats of a panel of b for a block of k: 24 KB, 384 steps where NR is 16
 LINE = 16  # floats of a cache line
 
 
@@ -119,8 +119,9 @@ def step_blocked(a: ptr_f32, b: ptr_f32, c: ptr_f32, m: i64, n: i64, k: i64, tid
 def step_split(a: ptr_f32, b: ptr_f32, c: ptr_f32, m: i64, n: i64, k: i64, tid: i64, nthreads: i64):
     """Blocks of k, so short that one panel stays in the first-level cache for all rows; c is read and written again
     for each of them."""
-    for first in range(0, k, DEPTH):
-        steps = min(DEPTH, k - first)
+    depth = PANEL // NR
+    for first in range(0, k, depth):
+        steps = min(depth, k - first)
         for j in range(0, n, NR):
             for i in range(0, m, MR):
                 rows, target = rows_strided(a + i * k, k, m - i), c + (i * n + j)
@@ -136,8 +137,9 @@ def step_split(a: ptr_f32, b: ptr_f32, c: ptr_f32, m: i64, n: i64, k: i64, tid: 
 @kernel(outputs=("c",))
 def step_fetched(a: ptr_f32, b: ptr_f32, c: ptr_f32, m: i64, n: i64, k: i64, tid: i64, nthreads: i64):
     """The same in strides of four steps, while the panel that comes next is fetched line by line."""
-    for first in range(0, k, DEPTH):
-        steps = min(DEPTH, k - first)
+    depth = PANEL // NR
+    for first in range(0, k, depth):
+        steps = min(depth, k - first)
         for j in range(0, n, NR):
             panel = b + (j * k + first * NR)
             ahead = panel + k * NR

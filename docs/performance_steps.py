@@ -22,7 +22,7 @@ import performance_kernels as steps
 from minifer.codegen import library
 from minifer.kernels import conv, gemm, winograd
 from minifer.kernels.simd import NR
-from minifer.kernels.spec import KernelSpec
+from minifer.kernels.spec import KernelSpec, f32
 
 Run = Callable[[], Any]
 ROUNDS, SLOW = 7, 0.25  # turns of all steps; seconds from which a step has two turns of one run
@@ -172,7 +172,7 @@ def add_shipped(work: Work, last: np.ndarray, w: np.ndarray) -> None:
     )  # fmt: skip
     add("shipped: implicit GEMM", conv.conv, conv.pack_weights(w, 1), g, conv.scratch_words(g), 0)
     for (size, stride), kernels in winograd.KERNELS.items():
-        if stride == 1 and channels >= winograd.LANES:
+        if stride == 1 and channels >= f32.lanes:
             g = winograd.geometry(1, channels, filters, plane, plane, (1, 1))
             words, scratch = winograd.table_words(size), winograd.scratch_words(g, size)
             weight = winograd.pack_weights(w, size)
@@ -209,7 +209,7 @@ def add_onnxruntime(work: Work, op: str, x: np.ndarray, w: np.ndarray) -> None:
 
 def peak() -> tuple[Run, int]:
     """The kernel that only computes, and its FLOPs."""
-    y, n = np.zeros(8, np.float32), 1_000_000
+    y, n = np.zeros(f32.lanes, np.float32), 1_000_000
     return compiled(steps.step_peak, {"y": y, "n": n}), 24 * n * y.size
 
 

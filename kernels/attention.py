@@ -56,7 +56,7 @@ GEOMETRY_WORDS = 39
 
 #: a distance that no key reaches
 FAR = 1 << 40
-#: queries of a unit: whole vectors, and whole panels of NR on every target
+#: least queries of a unit; see query_block
 QUERY_BLOCK = 144
 #: most tiles of keys per step: so many keys and their values stay in the second-level cache
 KEY_TILES = 11
@@ -75,10 +75,16 @@ def geometry(
     return np.array([*sizes, *flags, *q, *k, *v, *y, *added, int(hidden_zero)], np.int64)
 
 
+def query_block():
+    """Queries of a unit: whole panels of NR, and so whole vectors. No power of two: its rows would share few sets of a
+    cache."""
+    return (QUERY_BLOCK + NR - 1) // NR * NR
+
+
 def scratch_floats(size: int, width: int) -> int:
     """Scratch that one thread needs: queries, results, scores, bias, three numbers per query; a block of values."""
     step, padded = KEY_TILES * int(MR), -(-width // int(MR)) * int(MR)
-    return (size + padded + 2 * step + 3) * QUERY_BLOCK + step * padded + lanes(f32)
+    return (size + padded + 2 * step + 3) * query_block() + step * padded + lanes(f32)
 
 
 # ---------------------------------------------------------------- reference and example
@@ -181,7 +187,7 @@ def attention_example(rng, size):
     if rng.random() < 0.2:
         queries, keys = int(rng.integers(1, 8)), int(rng.integers(KEY_TILES * MR - 3, 2 * KEY_TILES * MR + 9))
     elif rng.random() < 0.1:
-        queries, keys = int(rng.integers(QUERY_BLOCK - 2, QUERY_BLOCK + 9)), int(rng.integers(1, 9))
+        queries, keys = int(rng.integers(query_block() - 2, query_block() + 9)), int(rng.integers(1, 9))
     arguments = draw_attention(rng, queries, keys, scratch_floats)
     names = ("q", "k", "v", "y", "bias", "extra", "spans", "sink", "scratch", "g", "scale", "softcap")
     return {name: arguments[name] for name in names}
@@ -208,21 +214,21 @@ def attention(
     with them, as that of any softmax. The order of the sums depends on nothing but the sizes.
     """
     heads, queries = g[HEADS], g[QUERIES]
-    blocks = (queries + QUERY_BLOCK - 1) // QUERY_BLOCK
+    blocks = (queries + query_block() - 1) // query_block()
     units = g[BATCH] * heads * blocks
     size, width = g[SIZE], g[WIDTH]
     step = KEY_TILES * MR
     padded = (width + MR - 1) // MR * MR
-    turned_q = scratch + slot * ((size + padded + 2 * step + 3) * QUERY_BLOCK + step * padded + lanes(q))
-    result = turned_q + size * QUERY_BLOCK
-    score = result + padded * QUERY_BLOCK
-    work = score + step * QUERY_BLOCK
-    state = work + step * QUERY_BLOCK
-    block = state + 3 * QUERY_BLOCK
+    turned_q = scratch + slot * ((size + padded + 2 * step + 3) * query_block() + step * padded + lanes(q))
+    result = turned_q + size * query_block()
+    score = result + padded * query_block()
+    work = score + step * query_block()
+    state = work + step * query_block()
+    block = state + 3 * query_block()
     for unit in range(share(units, tid, nthreads), share(units, tid + 1, nthreads)):
-        first, head, b = unit % blocks * QUERY_BLOCK, unit // blocks % heads, unit // blocks // heads
+        first, head, b = unit % blocks * query_block(), unit // blocks % heads, unit // blocks // heads
         group = head // (heads // g[GROUPS])
-        n = min(QUERY_BLOCK, queries - first)
+        n = min(query_block(), queries - first)
         load_queries(q + place(g, Q, b, head, first), g[Q + 3], turned_q, size, n, scale)
         begin_state(state, sink, head, g[HAS_SINK])
         position = spans[2 * b + 1] + first
@@ -246,7 +252,7 @@ def attention(
             pack_values(v + place(g, V, b, group, j), g[V + 3], block, width, count)
             gather_values(score, block, state, result, width, count, n, j > start)
         if start >= stop:
-            clear(result, width * QUERY_BLOCK)
+            clear(result, width * query_block())
         finish(result, state, y + place(g, Y, b, head, first), g[Y + 3], width, n, g[HIDDEN_ZERO])
 
 
@@ -264,9 +270,9 @@ def clear(p, n):
 def load_queries(q, q_row, turned, size, n, scale):
     """turned[e, i] = scale * q[i, e]; 0 in the lanes without a query."""
     if n % NR != 0:
-        clear(turned, size * QUERY_BLOCK)
-    transpose_panel(q, q_row, turned, QUERY_BLOCK, n, size)
-    for i in range(0, size * QUERY_BLOCK, lanes(turned)):
+        clear(turned, size * query_block())
+    transpose_panel(q, q_row, turned, query_block(), n, size)
+    for i in range(0, size * query_block(), lanes(turned)):
         vstore(turned, i, vload(turned, i) * scale)
 
 
@@ -274,23 +280,23 @@ def begin_state(state, sink, head, has_sink):
     """State of each query: largest score, sum of exponentials, factor of the last rescaling."""
     top = sink[head] if has_sink != 0 else f32(-INFINITY)
     total = f32(1) if top > f32(-INFINITY) else f32(0)
-    for i in range(0, QUERY_BLOCK, lanes(state)):
+    for i in range(0, query_block(), lanes(state)):
         vstore(state, i, vsplat(state, top))
-        vstore(state, QUERY_BLOCK + i, vsplat(state, total))
-        vstore(state, 2 * QUERY_BLOCK + i, vsplat(state, 1))
+        vstore(state, query_block() + i, vsplat(state, total))
+        vstore(state, 2 * query_block() + i, vsplat(state, 1))
 
 
 def product(acc, rows, step, b, k):
-    """acc + sum over p < k of rows[:, p * step] times row p of b, whose rows lie QUERY_BLOCK apart."""
+    """acc + sum over p < k of rows[:, p * step] times row p of b, whose rows lie query_block() apart."""
     p = 0
     while p + 4 <= k:
-        acc = tile_outer(acc, rows, p * step, b + p * QUERY_BLOCK)
-        acc = tile_outer(acc, rows, (p + 1) * step, b + (p + 1) * QUERY_BLOCK)
-        acc = tile_outer(acc, rows, (p + 2) * step, b + (p + 2) * QUERY_BLOCK)
-        acc = tile_outer(acc, rows, (p + 3) * step, b + (p + 3) * QUERY_BLOCK)
+        acc = tile_outer(acc, rows, p * step, b + p * query_block())
+        acc = tile_outer(acc, rows, (p + 1) * step, b + (p + 1) * query_block())
+        acc = tile_outer(acc, rows, (p + 2) * step, b + (p + 2) * query_block())
+        acc = tile_outer(acc, rows, (p + 3) * step, b + (p + 3) * query_block())
         p += 4
     while p < k:
-        acc = tile_outer(acc, rows, p * step, b + p * QUERY_BLOCK)
+        acc = tile_outer(acc, rows, p * step, b + p * query_block())
         p += 1
     return acc
 
@@ -301,13 +307,13 @@ def scores(turned_q, k, k_row, score, size, count, n):
         rows = rows_strided(k + j * k_row, k_row, min(MR, count - j))
         for panel in range(0, n, NR):
             acc = product(tile_zero(), rows, 1, turned_q + panel, size)
-            tile_store(score + (j * QUERY_BLOCK + panel), QUERY_BLOCK, acc, MR, NR)
+            tile_store(score + (j * query_block() + panel), query_block(), acc, MR, NR)
 
 
 def cap_scores(score, count, n, softcap):
     """score = softcap * tanh(score / softcap)."""
     for j in range(count):
-        for i in range(j * QUERY_BLOCK, j * QUERY_BLOCK + n, lanes(score)):
+        for i in range(j * query_block(), j * query_block() + n, lanes(score)):
             vstore(score, i, tanh(vload(score, i) / softcap) * softcap)
 
 
@@ -317,17 +323,17 @@ def add_bias(score, bias, row, key, work, count, n):
     if row == 0:
         for j in range(count):
             same = vsplat(score, bias[j * key])
-            for i in range(j * QUERY_BLOCK, j * QUERY_BLOCK + n, w):
+            for i in range(j * query_block(), j * query_block() + n, w):
                 vstore(score, i, vload(score, i) + same)
         return
     if key == 1:
-        transpose_panel(bias, row, work, QUERY_BLOCK, n, count)
+        transpose_panel(bias, row, work, query_block(), n, count)
     else:
         for j in range(count):
             for i in range(n):
-                work[j * QUERY_BLOCK + i] = bias[i * row + j * key]
+                work[j * query_block() + i] = bias[i * row + j * key]
     for j in range(count):
-        for i in range(j * QUERY_BLOCK, j * QUERY_BLOCK + n, w):
+        for i in range(j * query_block(), j * query_block() + n, w):
             vstore(score, i, vload(score, i) + vload(work, i))
 
 
@@ -335,18 +341,18 @@ def hide(score, ahead, left, right, count, n):
     """score[j, i] = -inf where key j, which lies `ahead` + j - i ahead of query i, is out of its sight."""
     w = lanes(score)
     for j in range(count):
-        low = min(max(ahead + j - right, 0), QUERY_BLOCK)
-        high = min(max(ahead + j + left, -1), QUERY_BLOCK)
+        low = min(max(ahead + j - right, 0), query_block())
+        high = min(max(ahead + j + left, -1), query_block())
         for i in range(0, n, w):
             query = viota(i32) + i
-            x = vload(score, j * QUERY_BLOCK + i)
+            x = vload(score, j * query_block() + i)
             seen = (query >= low) & (query <= high)
-            vstore(score, j * QUERY_BLOCK + i, vselect(seen, x, like(x, -INFINITY)))
+            vstore(score, j * query_block() + i, vselect(seen, x, like(x, -INFINITY)))
 
 
 def weigh(score, state, count, n):
     """score = exp(score - largest so far), with the state brought up to date."""
-    total_at, factor_at = QUERY_BLOCK, 2 * QUERY_BLOCK
+    total_at, factor_at = query_block(), 2 * query_block()
     for i in range(0, n, lanes(state)):
         old = vload(state, i)
         top = highest(score + i, count, old)
@@ -356,16 +362,16 @@ def weigh(score, state, count, n):
         more = zero
         j = 0
         while j + 2 <= count:
-            e = exp_below_zero(vload(score, j * QUERY_BLOCK + i) - base)
-            f = exp_below_zero(vload(score, (j + 1) * QUERY_BLOCK + i) - base)
-            vstore(score, j * QUERY_BLOCK + i, e)
-            vstore(score, (j + 1) * QUERY_BLOCK + i, f)
+            e = exp_below_zero(vload(score, j * query_block() + i) - base)
+            f = exp_below_zero(vload(score, (j + 1) * query_block() + i) - base)
+            vstore(score, j * query_block() + i, e)
+            vstore(score, (j + 1) * query_block() + i, f)
             total = total + e
             more = more + f
             j += 2
         if j < count:
-            e = exp_below_zero(vload(score, j * QUERY_BLOCK + i) - base)
-            vstore(score, j * QUERY_BLOCK + i, e)
+            e = exp_below_zero(vload(score, j * query_block() + i) - base)
+            vstore(score, j * query_block() + i, e)
             total = total + e
         total = total + more
         factor = exp_negative(old - base)
@@ -379,14 +385,14 @@ def highest(score, count, top):
     a, b, c, d = top, top, top, top
     j = 0
     while j + 4 <= count:
-        line = score + j * QUERY_BLOCK
+        line = score + j * query_block()
         a = vmax_quick(vload(line, 0), a)
-        b = vmax_quick(vload(line, QUERY_BLOCK), b)
-        c = vmax_quick(vload(line, 2 * QUERY_BLOCK), c)
-        d = vmax_quick(vload(line, 3 * QUERY_BLOCK), d)
+        b = vmax_quick(vload(line, query_block()), b)
+        c = vmax_quick(vload(line, 2 * query_block()), c)
+        d = vmax_quick(vload(line, 3 * query_block()), d)
         j += 4
     while j < count:
-        a = vmax_quick(vload(score, j * QUERY_BLOCK), a)
+        a = vmax_quick(vload(score, j * query_block()), a)
         j += 1
     return vmax_quick(vmax_quick(a, b), vmax_quick(c, d))
 
@@ -410,24 +416,24 @@ def pack_values(v, v_row, packed, width, count):
 
 def gather_values(score, packed, state, result, width, count, n, begun):
     """result[f, i] = factor[i] * result[f, i] + sum over j of v[j, f] * score[j, i]."""
-    factor = state + 2 * QUERY_BLOCK
+    factor = state + 2 * query_block()
     for f in range(0, width, MR):
         rows = rows_strided(packed + f * count, 1, MR)
         for panel in range(0, n, NR):
-            target = result + (f * QUERY_BLOCK + panel)
+            target = result + (f * query_block() + panel)
             acc = tile_zero()
             if begun:
-                acc = tile_scale_columns(tile_add(acc, target, QUERY_BLOCK, MR, NR), factor + panel, NR)
+                acc = tile_scale_columns(tile_add(acc, target, query_block(), MR, NR), factor + panel, NR)
             acc = product(acc, rows, MR, score + panel, count)
-            tile_store(target, QUERY_BLOCK, acc, MR, NR)
+            tile_store(target, query_block(), acc, MR, NR)
 
 
 def finish(result, state, y, y_row, width, n, hidden_zero):
     """y[i, f] = result[f, i] / total[i], or 0 (or NaN) where the total is 0."""
     hidden = f32(0) if hidden_zero != 0 else f32(NAN)
     for i in range(0, n, lanes(result)):
-        total = vload(state, QUERY_BLOCK + i)
+        total = vload(state, query_block() + i)
         inverse = vselect(total == like(total, 0), like(total, hidden), like(total, 1) / total)
-        for f in range(i, i + width * QUERY_BLOCK, QUERY_BLOCK):
+        for f in range(i, i + width * query_block(), query_block()):
             vstore(result, f, vload(result, f) * inverse)
-    transpose_panel(result, QUERY_BLOCK, y, y_row, width, n)
+    transpose_panel(result, query_block(), y, y_row, width, n)

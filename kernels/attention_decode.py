@@ -62,7 +62,7 @@ KEY_BLOCK = 64
 
 def scratch_floats(rows: int, width: int) -> int:
     """Scratch that one thread needs for `rows` queries that share a head of keys: scores, results, two numbers each."""
-    return KEY_BLOCK + rows * (-(-width // 8) * 8 + 2)
+    return KEY_BLOCK + rows * (-(-width // f32.lanes) * f32.lanes + 2)
 
 
 def attention_decode_example(rng, size):
@@ -138,37 +138,46 @@ def pairwise(a, b):
 
 
 def dots(q, k, k_row, score, size, count, scale):
-    """score[j] = scale * (q . k[j]) for j < count, -inf behind to the next multiple of 8: eight keys at a time."""
+    """score[j] = scale * (q . k[j]) for j < count, -inf behind to the next multiple of the lanes."""
     w = lanes(q)
-    for j in range(0, count, 8):
+    for j in range(0, count, w):
         last = count - 1 - j
         base = k + j * k_row
-        k1, k2, k3 = base + min(1, last) * k_row, base + min(2, last) * k_row, base + min(3, last) * k_row
-        k4, k5, k6 = base + min(4, last) * k_row, base + min(5, last) * k_row, base + min(6, last) * k_row
-        k7 = base + min(7, last) * k_row
-        zero = vsplat(q, 0)
-        a0, a1, a2, a3, a4, a5, a6, a7 = zero, zero, zero, zero, zero, zero, zero, zero
-        e = 0
-        while e + w <= size:
-            x = vload(q, e)
-            a0, a1 = vfma(x, vload(base, e), a0), vfma(x, vload(k1, e), a1)
-            a2, a3 = vfma(x, vload(k2, e), a2), vfma(x, vload(k3, e), a3)
-            a4, a5 = vfma(x, vload(k4, e), a4), vfma(x, vload(k5, e), a5)
-            a6, a7 = vfma(x, vload(k6, e), a6), vfma(x, vload(k7, e), a7)
-            e += w
-        if e < size:
-            n = size - e
-            x = vload_part(q, e, n)
-            a0, a1 = vfma(x, vload_part(base, e, n), a0), vfma(x, vload_part(k1, e, n), a1)
-            a2, a3 = vfma(x, vload_part(k2, e, n), a2), vfma(x, vload_part(k3, e, n), a3)
-            a4, a5 = vfma(x, vload_part(k4, e, n), a4), vfma(x, vload_part(k5, e, n), a5)
-            a6, a7 = vfma(x, vload_part(k6, e, n), a6), vfma(x, vload_part(k7, e, n), a7)
-        lower = pairwise(pairwise(a0, a1), pairwise(a2, a3))
-        upper = pairwise(pairwise(a4, a5), pairwise(a6, a7))
-        sums = pairwise(lower, upper) * scale
-        if last < 7:
+        sums = dots_8(q, base, k_row, size, last)
+        if w == 16:
+            sums = pairwise(sums, dots_8(q, base + 8 * k_row, k_row, size, last - 8) if last >= 8 else sums)
+        sums = sums * scale
+        if last < w - 1:
             sums = vselect(viota(i32) <= last, sums, like(sums, -INFINITY))
         vstore(score, j, sums)
+
+
+def dots_8(q, k, k_row, size, last):
+    """The products of q with eight keys, those behind number `last` being that one; each as lanes / 8 neighbouring
+    lanes to be summed."""
+    w = lanes(q)
+    k1, k2, k3 = k + min(1, last) * k_row, k + min(2, last) * k_row, k + min(3, last) * k_row
+    k4, k5, k6 = k + min(4, last) * k_row, k + min(5, last) * k_row, k + min(6, last) * k_row
+    k7 = k + min(7, last) * k_row
+    zero = vsplat(q, 0)
+    a0, a1, a2, a3, a4, a5, a6, a7 = zero, zero, zero, zero, zero, zero, zero, zero
+    e = 0
+    while e + w <= size:
+        x = vload(q, e)
+        a0, a1 = vfma(x, vload(k, e), a0), vfma(x, vload(k1, e), a1)
+        a2, a3 = vfma(x, vload(k2, e), a2), vfma(x, vload(k3, e), a3)
+        a4, a5 = vfma(x, vload(k4, e), a4), vfma(x, vload(k5, e), a5)
+        a6, a7 = vfma(x, vload(k6, e), a6), vfma(x, vload(k7, e), a7)
+        e += w
+    if e < size:
+        n = size - e
+        x = vload_part(q, e, n)
+        a0, a1 = vfma(x, vload_part(k, e, n), a0), vfma(x, vload_part(k1, e, n), a1)
+        a2, a3 = vfma(x, vload_part(k2, e, n), a2), vfma(x, vload_part(k3, e, n), a3)
+        a4, a5 = vfma(x, vload_part(k4, e, n), a4), vfma(x, vload_part(k5, e, n), a5)
+        a6, a7 = vfma(x, vload_part(k6, e, n), a6), vfma(x, vload_part(k7, e, n), a7)
+    lower = pairwise(pairwise(a0, a1), pairwise(a2, a3))
+    return pairwise(lower, pairwise(pairwise(a4, a5), pairwise(a6, a7)))
 
 
 def bias_at(bias, g, at, b, head, i, j):
@@ -229,10 +238,20 @@ def add_values(v, v_row, weight, count, result, factor, width):
         vstore(result, f + 3 * w, d)
         f += 4 * w
     while f < width:
-        a = vload(result, f) * factor
-        for j in range(count):
-            a = vfma(vsplat(v, weight[j]), vload_part(v, j * v_row + f, width - f), a)
-        vstore(result, f, a)
+        n, zero = width - f, vsplat(v, 0)
+        a, b, c, d = vload(result, f) * factor, zero, zero, zero
+        j = 0
+        while j + 4 <= count:  # sums that do not wait for one another
+            row, own = v + (j * v_row + f), weight + j
+            a = vfma(vsplat(v, own[0]), vload_part(row, 0, n), a)
+            b = vfma(vsplat(v, own[1]), vload_part(row, v_row, n), b)
+            c = vfma(vsplat(v, own[2]), vload_part(row, 2 * v_row, n), c)
+            d = vfma(vsplat(v, own[3]), vload_part(row, 3 * v_row, n), d)
+            j += 4
+        while j < count:
+            a = vfma(vsplat(v, weight[j]), vload_part(v, j * v_row + f, n), a)
+            j += 1
+        vstore(result, f, (a + b) + (c + d))
         f += w
 
 

@@ -28,12 +28,13 @@ def flag_bias_reference(x, y, n, fill):
 @kernel(reference=flag_bias_reference, example=flag_bias_example, tolerance=0, over={"T": (u8, i32)}, group="flags")
 def flag_bias(x: ptr("T"), y: ptr_f32, n: i64, fill: f32, tid: i64, nthreads: i64):
     """y[i] = 0 where x[i] > 0, else fill. x, y: (n,)."""
-    whole = n // 8
+    w = lanes(y)
+    whole = n // w
     for b in range(share(whole, tid, nthreads), share(whole, tid + 1, nthreads)):
-        flags = vconvert(vload_n(x, b * 8, 8), i32)
-        vstore(y, b * 8, vselect(flags > 0, vsplat(y, 0), vsplat(y, fill)))
+        flags = vconvert(vload_n(x, b * w, lanes(y)), i32)
+        vstore(y, b * w, vselect(flags > 0, vsplat(y, 0), vsplat(y, fill)))
     if tid == nthreads - 1:
-        for i in range(whole * 8, n):
+        for i in range(whole * w, n):
             y[i] = f32(0) if x[i] > 0 else fill
 
 

@@ -16,20 +16,22 @@ from __future__ import annotations
 import numpy as np
 
 from minifer.kernels.activation import activation_reference
-from minifer.kernels.gemm import accumulate_ahead, block_size, finish, many_rows, next_rows
+from minifer.kernels.gemm import accumulate_ahead, block_size, fetch_rows, finish, many_rows, next_rows
 from minifer.kernels.simd import (
     MR,
     NR,
     SHORT,
     address_of,
     as_ptr,
-    prefetch,
     rows_table,
     share,
+    tile_add,
+    tile_store,
     tile_zero,
     tile_zero_short,
 )
 from minifer.kernels.spec import f32, i64, kernel, ptr_f32, ptr_i64
+from minifer.kernels.target import host
 
 # indices into the geometry table
 BATCH, CHANNELS, FILTERS, GROUPS = 0, 1, 2, 3
@@ -40,8 +42,10 @@ RUN = 22  # channels of one table entry: CHANNELS / GROUPS, or TAPS_W times that
 BLOCK = 23  # most output pixels of a block: the table holds BLOCK * taps entries
 IN_STEP, OUT_STEP, RESIDUAL_STEP = 24, 25, 26  # elements from one pixel to the next
 GEOMETRY_WORDS = 27
+#: floats of a panel of weights of which the second-level cache has no room for two
+LARGE = 1 << 17
 #: what a block may take of the second-level cache: bytes of the input that it reads, entries of the table
-BLOCK_BYTES, BLOCK_ENTRIES = 1 << 18, 8192
+BLOCK_BYTES, BLOCK_ENTRIES = 8 * host().block, 8192
 
 
 def geometry(
@@ -91,7 +95,7 @@ def taps_first(weight: np.ndarray) -> np.ndarray:
 
 def pack_filters_example(rng, size):
     groups, filters, channels, taps = (int(v) for v in rng.integers(1, 3 + size, 4))
-    lanes = int(rng.choice([8, 16]))
+    lanes = int(rng.choice([8, 16, 32]))
     return {
         "w": rng.standard_normal((groups * filters, channels, taps)).astype("f"),
         "packed": np.full((groups, -(-filters // lanes), taps, channels, lanes), np.nan, "f"),
@@ -235,28 +239,44 @@ def conv(
     for p0 in range(pixel_from, pixel_to, block):
         count = min(block, pixel_to - p0)
         fill_table(mine, g, p0, count, per_row, origin, nothing)
-        for q in range(panel_from, panel_to):
+        # large panels go tap by tap, for all pixels, with sums kept in y: the cache has no room for two of them
+        parts = entries if size > LARGE and has_residual == 0 and count > MR else 1
+        part_size, taps = size // parts, entries // parts
+        for unit in range(panel_from * parts, panel_to * parts):
+            q, part = unit // parts, unit % parts
             group, panel = q // panels, q % panels
             n = min(NR, of_group - panel * NR)
             column = group * of_group + panel * NR
-            rows, b = base + group * run, weight + q * size
+            rows, b = base + group * run, weight + unit * part_size
             i, turn = 0, 0
             while i < count:
                 m = next_rows(count - i)
-                # each of the first four tiles fetches a quarter of the next panel of weights
-                ahead = (size if turn < 4 else 0) + turn % 4 * (run // 4 * NR)
+                # each of the first four tiles fetches a quarter of the weights that come next
+                ahead = (part_size if turn < 4 else 0) + turn % 4 * (run // 4 * NR)
                 target, offset = y + (p0 + i) * to_next + column, residual + (p0 + i) * to_other + column
+                entry = mine + (part * count + i)
                 if has_residual != 0:
-                    for r in range(m):
-                        prefetch(offset, r * to_other)
+                    fetch_rows(offset, to_other, m)
                 if m <= SHORT:
-                    acc = product(tile_zero_short(), rows, mine + i, count, b, entries, run, m, ahead)
-                    finish(acc, target, bias + column, offset, to_next, to_other, m, n, has_bias, has_residual,
-                           code, first, second)  # fmt: skip
+                    acc = tile_zero_short()
+                    if part > 0:
+                        acc = tile_add(acc, target, to_next, m, n)
+                    acc = product(acc, rows, entry, count, b, taps, run, m, ahead)
+                    if part + 1 < parts:
+                        tile_store(target, to_next, acc, m, n)
+                    else:
+                        finish(acc, target, bias + column, offset, to_next, to_other, m, n, has_bias, has_residual,
+                               code, first, second)  # fmt: skip
                 else:
-                    tile = product(tile_zero(), rows, mine + i, count, b, entries, run, m, ahead)
-                    finish(tile, target, bias + column, offset, to_next, to_other, m, n, has_bias, has_residual,
-                           code, first, second)  # fmt: skip
+                    tile = tile_zero()
+                    if part > 0:
+                        tile = tile_add(tile, target, to_next, m, n)
+                    tile = product(tile, rows, entry, count, b, taps, run, m, ahead)
+                    if part + 1 < parts:
+                        tile_store(target, to_next, tile, m, n)
+                    else:
+                        finish(tile, target, bias + column, offset, to_next, to_other, m, n, has_bias, has_residual,
+                               code, first, second)  # fmt: skip
                 i += m
                 turn += 1
 

@@ -38,6 +38,7 @@ from minifer.kernels.conv import (
     geometry,
 )
 from minifer.kernels.simd import (
+    PAIR,
     lanes,
     share,
     vfma,
@@ -50,8 +51,8 @@ from minifer.kernels.simd import (
 from minifer.kernels.spec import f32, i64, kernel, ptr_f32, ptr_i64
 
 INFINITY = float("inf")
-#: channels that are walked along the lines with: a cache line of them, two vectors
-LANES = 16
+#: channels that are walked along the lines with: two vectors of them, one or two cache lines
+LANES = PAIR
 #: neighbouring pixels that are computed at once; a divisor of the widths that image networks have (7, 14, 28, 56, 112)
 STRIP = 7
 #: bytes of the buffer: in the first-level cache; in the second where the input comes from further away than the third

@@ -1,7 +1,7 @@
 """Depthwise convolution of 8-bit integers: every channel has a filter of its own.
 
 As depthwise.py, with the input widened as in integer.py: 16 bits, zero points taken off, the padding written out, and
-room for a whole number of eights of channels. Vector lanes run along channels; four neighbouring pixels share a load
+room for a whole number of vectors of channels. Vector lanes run along channels; four neighbouring pixels share a load
 of the weights. Sums are exact.
 """
 
@@ -29,16 +29,13 @@ from minifer.kernels.conv import (
     geometry,
 )
 from minifer.kernels.integer import bytes_finish, finish_example, finish_i32, finished_reference
-from minifer.kernels.simd import share, vconvert, vload_n, vsplat
+from minifer.kernels.simd import lanes, share, vconvert, vload_n, vsplat
 from minifer.kernels.spec import KernelSpec, Pointer, i8, i32, i64, kernel, ptr_f32, ptr_i16, ptr_i64, u8
-
-#: channels are filled up to a multiple of this
-LANES = 8
 
 
 def room(channels: int) -> int:
-    """Channels of the widened input, and of the packed weights."""
-    return -(-channels // LANES) * LANES
+    """Channels of the widened input, and of the packed weights: filled up to whole vectors of sums."""
+    return -(-channels // i32.lanes) * i32.lanes
 
 
 def depthwise_geometry(batch, channels, in_size, out_size, taps, strides, dilations) -> np.ndarray:
@@ -89,15 +86,19 @@ def depthwise_example(rng, size, T):
 def depthwise(T, Z, finish) -> KernelSpec:
     """Make the kernel with results of element type T; Z is the type of their zero point."""
 
+    def numbers(p, i):
+        """A vector of i32 from p[i:]."""
+        return vconvert(vload_n(p, i, lanes(i32)), i32)
+
     def one(p, weight, g):
-        """The sums of eight channels of one pixel; p: where its window begins."""
+        """The sums of a vector of channels of one pixel; p: where its window begins."""
         total = vsplat(i32, 0)
         for kd in range(g[TAPS_D]):
             for kh in range(g[TAPS_H]):
                 line = p + (kd * g[DILATION_D] * g[IN_H] + kh * g[DILATION_H]) * g[IN_W] * g[CHANNELS]
                 q = weight + (kd * g[TAPS_H] + kh) * g[TAPS_W] * g[CHANNELS]
                 for _ in range(g[TAPS_W]):
-                    total = total + vconvert(vload_n(line, 0, 8), i32) * vconvert(vload_n(q, 0, 8), i32)
+                    total = total + numbers(line, 0) * numbers(q, 0)
                     line = line + g[DILATION_W] * g[CHANNELS]
                     q = q + g[CHANNELS]
         return total
@@ -111,11 +112,11 @@ def depthwise(T, Z, finish) -> KernelSpec:
                 line = p + (kd * g[DILATION_D] * g[IN_H] + kh * g[DILATION_H]) * g[IN_W] * g[CHANNELS]
                 q = weight + (kd * g[TAPS_H] + kh) * g[TAPS_W] * g[CHANNELS]
                 for _ in range(g[TAPS_W]):
-                    w = vconvert(vload_n(q, 0, 8), i32)
-                    s0 = s0 + vconvert(vload_n(line, 0, 8), i32) * w
-                    s1 = s1 + vconvert(vload_n(line, step, 8), i32) * w
-                    s2 = s2 + vconvert(vload_n(line, 2 * step, 8), i32) * w
-                    s3 = s3 + vconvert(vload_n(line, 3 * step, 8), i32) * w
+                    w = numbers(q, 0)
+                    s0 = s0 + numbers(line, 0) * w
+                    s1 = s1 + numbers(line, step) * w
+                    s2 = s2 + numbers(line, 2 * step) * w
+                    s3 = s3 + numbers(line, 3 * step) * w
                     line = line + g[DILATION_W] * g[CHANNELS]
                     q = q + g[CHANNELS]
         return s0, s1, s2, s3
@@ -140,7 +141,7 @@ def depthwise(T, Z, finish) -> KernelSpec:
             ow = 0
             while ow < g[OUT_W]:
                 count = 4 if ow + 4 <= g[OUT_W] else 1
-                for c in range(0, channels, 8):
+                for c in range(0, channels, lanes(i32)):
                     p = line + (ow * g[STRIDE_W] * width + c)
                     at, n = (row * g[OUT_W] + ow) * channels + c, channels - c
                     if count == 4:

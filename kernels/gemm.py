@@ -14,6 +14,7 @@ import numpy as np
 
 from minifer.kernels.activation import CLAMP, activate_rows, activation_reference
 from minifer.kernels.simd import (
+    BLOCK,
     MR,
     NR,
     SHORT,
@@ -33,8 +34,8 @@ from minifer.kernels.simd import (
 )
 from minifer.kernels.spec import f32, i64, kernel, ptr_f32
 
-#: floats of B in a block (128 KB): two such blocks stay in the second-level cache while all rows of A go by
-BLOCK = 1 << 15
+#: floats of a cache line
+LINE = 16
 #: panels that are read side by side for a lone row
 TOGETHER = 4
 #: parts of a panel's rows that threads share, at most, and about the rows that one has at least
@@ -104,7 +105,7 @@ def accumulate(acc, rows, first, b, k):
 def accumulate_ahead(acc, rows, b, k, ahead, lines):
     """accumulate from the rows' first column, while the cache fetches what lies at `ahead`.
 
-    That is `lines` cache lines for four steps, in all a quarter of a panel's size (lines = 1) or half (lines = 2).
+    That is as many cache lines as make up a quarter of a panel's size (lines = 1) or half of it (lines = 2).
     """
     p = 0
     while UNROLL == 4 and p + 4 <= k:
@@ -114,9 +115,18 @@ def accumulate_ahead(acc, rows, b, k, ahead, lines):
         acc = tile_outer4(acc, rows, p, b + p * NR)
         p += 4
     while p < k:
+        if UNROLL == 1:
+            prefetch(ahead, p * (NR // 4 * lines))
         acc = tile_outer(acc, rows, p, b + p * NR)
         p += 1
     return acc
+
+
+def fetch_rows(first, step, count):
+    """Tell the cache that NR elements of each of these rows will be read."""
+    for r in range(count):
+        for line in range(0, NR, LINE):
+            prefetch(first, r * step + line)
 
 
 def next_rows(left):
@@ -191,7 +201,9 @@ def block_product(
     first_column, last_column,
 ):  # fmt: skip
     """The product for some rows and whole panels of columns."""
-    group = max(1, BLOCK // (max(k, 1) * NR)) * NR
+    # few rows stay in the cache: then small blocks, because nobody fetches the first one ahead
+    size = BLOCK // 16 if UNROLL == 1 and (last_row - first_row) * k <= BLOCK else BLOCK
+    group = max(1, size // (max(k, 1) * NR)) * NR
     for block in range(first_column, last_column, group):
         end = min(block + group, last_column)
         i, turn = first_row, 0
@@ -199,15 +211,14 @@ def block_product(
             valid = next_rows(last_row - i)
             rows = rows_strided(a + i * lda, lda, valid)
             # each of the first four tiles fetches a quarter of the next block; fewer tiles leave the memory no time
-            fetch_block = turn < 4 and end < n and last_row - first_row > 3 * MR
+            fetch_block = turn < 4 and end < n and last_row - first_row > 15
             quarter, next_tile = group * k + turn * (k // 4 * NR), a + (i + valid) * lda
             for j in range(block, end, NR):
                 panel, columns = b + j * k, min(NR, n - j)
                 target, offset = c + (i * ldc + j), residual + (i * ldr + j)
                 ahead = panel + quarter if fetch_block else next_tile + min(j - block, 2 * NR) * (k // 4)
                 if has_residual != 0:
-                    for r in range(valid):
-                        prefetch(offset, r * ldr)
+                    fetch_rows(offset, ldr, valid)
                 if valid <= SHORT:
                     acc = accumulate_ahead(tile_zero_short(), rows, panel, k, ahead, 1)
                     finish(

@@ -34,6 +34,7 @@ from minifer.kernels.simd import (
     MR,
     NR,
     hsum,
+    lanes,
     rows_table,
     share,
     tile_dot_i32,
@@ -235,13 +236,17 @@ def widen_reference(
 
 def widen_run(x, y, n, flip, shift):
     """y[i] = (x[i] ^ flip) - shift for i < n."""
-    i = 0
-    while i + 16 <= n:
-        vstore(y, i, vconvert(vload_n(x, i, 16) ^ flip, i16) - shift)
-        i += 16
-    if i < n and n >= 16:  # the last sixteen, some of them again
+    i, w = 0, lanes(y)
+    while i + w <= n:
+        vstore(y, i, vconvert(vload_n(x, i, lanes(y)) ^ flip, i16) - shift)
+        i += w
+    if i < n and n >= w:  # the last ones, some of them again
+        vstore(y, n - w, vconvert(vload_n(x, n - w, lanes(y)) ^ flip, i16) - shift)
         i = n
+    elif i < n and n >= 16:  # in a vector of 64 bytes are 32
+        vstore(y, 0, vconvert(vload_n(x, 0, 16) ^ flip, i16) - shift)
         vstore(y, n - 16, vconvert(vload_n(x, n - 16, 16) ^ flip, i16) - shift)
+        i = n
     while i < n:
         y[i] = (x[i] ^ flip) - shift
         i += 1
@@ -302,10 +307,13 @@ def widen(
 
 def clear(y, n):
     """y[i] = 0 for i < n."""
-    i = 0
-    while i + 16 <= n:
-        vstore(y, i, vsplat(i16, 0))
-        i += 16
+    i, w, half = 0, lanes(y), lanes(i32)
+    while i + w <= n:
+        vstore(y, i, vsplat(y, 0))
+        i += w
+    while i + half <= n:
+        vstore(y, i, vconvert(vsplat(i32, 0), i16))
+        i += half
     while i < n:
         y[i] = 0
         i += 1
@@ -315,13 +323,13 @@ def clear(y, n):
 
 
 def factor_at(factors, column, n, step):
-    """The factors of up to eight columns; one for all where step is 0."""
+    """The factors of a vector of columns, or of n; one for all where step is 0."""
     return vload_part(factors, column, n) if step != 0 else vsplat(f32, factors[0])
 
 
 def store_some(y, at, v, n):
-    """The first n of eight lanes to y[at:]."""
-    if n >= 8:
+    """The first n lanes of f32 to y[at:]."""
+    if n >= lanes(f32):
         vstore(y, at, v)
     else:
         vstore_part(y, at, v, n)
@@ -431,11 +439,11 @@ def product(acc, x, table, pitch, b, entries, run, m):
 
 def run_sum(x, n):
     """The sum of n numbers."""
-    total = vconvert(vsplat(i16, 0), i32)
-    i = 0
-    while i + 16 <= n:
-        total = total + vconvert(vload(x, i), i32)
-        i += 16
+    total = vsplat(i32, 0)
+    i, w = 0, lanes(i32)
+    while i + w <= n:
+        total = total + vconvert(vload_n(x, i, lanes(i32)), i32)
+        i += w
     rest = 0
     while i < n:
         rest += x[i]
@@ -517,7 +525,7 @@ def convolution(T, B, Z, finish) -> KernelSpec:
                         row = strip + r * (NR * TOGETHER)
                         row_sum = sums[group * block + i + r]
                         at = (first + i + r) * filters + column
-                        for j in range(0, n, 8):
+                        for j in range(0, n, lanes(i32)):
                             v = vload(row, j)
                             if has_zero != 0:
                                 v = v - vload_part(zeros, column + j, n - j) * row_sum

@@ -17,6 +17,7 @@ from minifer.kernels.simd import (
     veven,
     vload,
     vload_n,
+    vlow,
     vsplat,
     vstore,
     vzip_high,
@@ -39,6 +40,9 @@ def copy_run(x, y, n):
         for i in range(0, n - w, w):
             vstore(y, i, vload(x, i))
         vstore(y, n - w, vload(x, n - w))
+    elif n >= 32:
+        vstore(y, 0, vload_n(x, 0, 32))
+        vstore(y, n - 32, vload_n(x, n - 32, 32))
     elif n >= 16:
         vstore(y, 0, vload_n(x, 0, 16))
         vstore(y, n - 16, vload_n(x, n - 16, 16))
@@ -61,6 +65,9 @@ def fill_run(x, y, n):
         for i in range(0, n - w, w):
             vstore(y, i, value)
         vstore(y, n - w, value)
+    elif 2 * n >= w:
+        vstore(y, 0, vlow(value))
+        vstore(y, n - w // 2, vlow(value))
     else:
         for i in range(n):
             y[i] = x[0]
@@ -73,6 +80,10 @@ def copy_even(x, y, n):
     while i + w < n:
         vstore(y, i, veven(vload(x, 2 * i), vload(x, 2 * i + w)))
         i += w
+    if i + w // 2 < n:
+        v = vload(x, 2 * i)
+        vstore(y, i, vlow(veven(v, v)))
+        i += w // 2
     while i < n:
         y[i] = x[2 * i]
         i += 1
@@ -140,9 +151,14 @@ def transpose_8x8(x, x_step, y, y_step):
     vstore(y, 7 * y_step, h)
 
 
+def block_size(x):
+    """Rows of a block in registers: 8 where elements have one or two bytes, else 4."""
+    return 8 if lanes(x) > lanes(u32) else 4
+
+
 def transpose_block(x, x_step, y, y_step):
     """A square block of `block_size(x)`."""
-    if lanes(x) >= 16:
+    if block_size(x) == 8:
         transpose_8x8(x, x_step, y, y_step)
     else:
         transpose_4x4(x, x_step, y, y_step)
@@ -150,7 +166,7 @@ def transpose_block(x, x_step, y, y_step):
 
 def transpose_panel(x, x_step, y, y_step, rows, columns):
     """y[c * y_step + r] = x[r * x_step + c] for r < rows, c < columns. The last blocks overlap the ones before."""
-    block = 8 if lanes(x) >= 16 else 4
+    block = block_size(x)
     if rows >= block and columns >= block:
         for j in range(0, columns, block):
             c = min(j, columns - block)
@@ -260,7 +276,7 @@ def random_table(rng, size, operands):
     table[0, RANK - int(rng.integers(0, RANK + 1)) :] = 0
     free = table[0] == 0
     table[0, free] = rng.integers(1, 4, int(free.sum()))
-    table[0, -1] = rng.integers(1, 6 * size + 2)
+    table[0, -1] = rng.integers(1, (6 if rng.random() < 0.7 else 20) * size + 2)
     table[0, -2] = rng.integers(1, 2 * size + 2)
     table[1:] = 0
     return table

@@ -11,6 +11,7 @@ from minifer.kernels.elementwise import PIECE, broadcast_example, piece_count, s
 from minifer.kernels.odometer import RANK, odometer_at, odometer_offset, odometer_size
 from minifer.kernels.pooling import MAX, WORDS, pool_example, pool_reference
 from minifer.kernels.simd import (
+    lanes,
     share,
     vconvert,
     vload,
@@ -90,14 +91,19 @@ def combine_example(rng, size):
 
 
 def numbers_at(p, step, i, n, flip, zero, scale):
-    """(p[i:] - zero) * scale in eight lanes; p[0] in all of them where step is 0."""
+    """(p[i:] - zero) * scale in the lanes of f32; p[0] in all of them where step is 0."""
     if step == 0:
-        lanes_ = vsplat(i32, p[0] ^ flip)
-    elif n >= 8:
-        lanes_ = vconvert(vload_n(p, i, 8), i32) ^ flip
+        whole = vsplat(i32, p[0] ^ flip)
     else:
-        lanes_ = vconvert(vlow(vlow(vload_part(p, i, n))), i32) ^ flip
-    return vconvert(lanes_ - zero, f32) * scale
+        whole = some_bytes(p, i, n) ^ flip
+    return vconvert(whole - zero, f32) * scale
+
+
+def some_bytes(p, i, n):
+    """A vector of i32 from n bytes at p[i:], or from more of them where there are more."""
+    if n >= lanes(i32):
+        return vconvert(vload_n(p, i, lanes(i32)), i32)
+    return vconvert(vlow(vlow(vload_part(p, i, n))), i32)
 
 
 @kernel(reference=combine_reference, example=combine_example, tolerance=0, group="combine")
@@ -124,12 +130,12 @@ def combine(
         left = a + (odometer_offset(place, a_strides) + row % rows * a_strides[6] + first * a_strides[7])
         right = b + (odometer_offset(place, b_strides) + row % rows * b_strides[6] + first * b_strides[7])
         target, n = y + (row * columns + first), min(PIECE, columns - first)
-        for i in range(0, n, 8):
+        for i in range(0, n, lanes(f32)):
             u = numbers_at(left, a_strides[7], i, n - i, flip, zero_a, factor_a)
             v = numbers_at(right, b_strides[7], i, n - i, flip, zero_b, factor_b)
             whole = vround((u * v if code == MULTIPLY else u + v) / divisor) + start
             bytes_ = vconvert(vconvert(vmin(vmax(whole, low), low + f32(255)), i32), u8)
-            if n - i >= 8:
+            if n - i >= lanes(f32):
                 vstore(target, i, bytes_)
             else:
                 vstore_part(target, i, bytes_, n - i)
@@ -163,7 +169,7 @@ def max_pool(
     x: (batch, depth, height, width, channels); y: (batch, out_d, out_h, out_w, channels); table: the axis tables of
     depth, height and width (see pooling.py). Exact. Work is split over output rows.
     """
-    rows = batch * out_d * out_h
+    rows, w = batch * out_d * out_h, lanes(x)
     for row in range(share(rows, tid, nthreads), share(rows, tid + 1, nthreads)):
         td = table + (row // out_h % out_d) * WORDS
         th = table + (out_d + row % out_h) * WORDS
@@ -172,7 +178,8 @@ def max_pool(
             tw = table + (out_d + out_h + ow) * WORDS
             corner = image + ((td[0] * height + th[0]) * width + tw[0]) * channels
             out = y + (row * out_w + ow) * channels
-            for c in range(0, channels, 32):
+            for block in range(0, channels, w):
+                c = min(block, max(channels - w, 0))  # the last ones, some of them again
                 n = channels - c
                 largest = vsplat(u8, 0)
                 for kd in range(td[1]):
@@ -180,9 +187,9 @@ def max_pool(
                         p = corner + ((kd * td[2] * height + kh * th[2]) * width * channels + c)
                         for kw in range(tw[1]):
                             at = kw * tw[2] * channels
-                            bytes_ = vload(p, at) if n >= 32 else vload_part(p, at, n)
+                            bytes_ = vload(p, at) if n >= w else vload_part(p, at, n)
                             largest = vmax(largest, bytes_ ^ flip)
-                if n >= 32:
+                if n >= w:
                     vstore(out, c, largest ^ flip)
                 else:
                     vstore_part(out, c, largest ^ flip, n)
@@ -222,21 +229,19 @@ def mean(
     start = f32(y_zero[0] ^ flip) + low
     factor = f64(x_scale[0]) / f64(y_scale[0])
     shift = f64((x_zero[0] ^ flip) * area)
-    groups = (channels + 7) // 8
+    w = lanes(f32)
+    groups = (channels + w - 1) // w
     for unit in range(share(batch * groups, tid, nthreads), share(batch * groups, tid + 1, nthreads)):
-        c = unit % groups * 8
+        c = min(unit % groups * w, max(channels - w, 0))  # the last ones, some of them again
         n = channels - c
         source = x + (unit // groups * area * channels + c)
         total = vsplat(i32, 0)
         for p in range(area):
-            if n >= 8:
-                total = total + (vconvert(vload_n(source, p * channels, 8), i32) ^ flip)
-            else:
-                total = total + (vconvert(vlow(vlow(vload_part(source, p * channels, n))), i32) ^ flip)
+            total = total + (some_bytes(source, p * channels, n) ^ flip)
         scaled = (vconvert(total, f64) - shift) / f64(area) * factor
         whole = vround(vconvert(scaled, f32)) + start
         bytes_ = vconvert(vconvert(vmin(vmax(whole, low), low + f32(255)), i32), u8)
-        if n >= 8:
+        if n >= w:
             vstore(y, unit // groups * channels + c, bytes_)
         else:
             vstore_part(y, unit // groups * channels + c, bytes_, n)

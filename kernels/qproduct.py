@@ -44,6 +44,7 @@ from minifer.kernels.simd import (
     MR,
     NR,
     bitcast,
+    lanes,
     rows_strided,
     share,
     tile_dot_i32,
@@ -53,6 +54,7 @@ from minifer.kernels.simd import (
     vconvert,
     vload,
     vload_n,
+    vload_part,
     vmax_quick,
     vmin_quick,
     vsplat,
@@ -82,7 +84,7 @@ BLOCK_BYTES = 192 * 1024
 ROUND = 12582912.0
 #: has_residual where there is a residual for each element, and where one row serves all pixels
 FULL, ROW = 1, 2
-#: columns that parameters are padded by, so that whole vectors can be read
+#: columns that parameters are padded by, so that whole vectors can be read: as many as the widest have
 SLACK = 16
 
 # what `end` holds for results of bytes: bounds of the product less its zero point, zero point of the result; with a
@@ -209,7 +211,7 @@ def bytes_end(T):
             sixteen_columns(strip, y, residual, bias, factors, end, m, stride, step, has_residual)
             return
         low, high, zero = vsplat(f32, end[LOW]), vsplat(f32, end[HIGH]), vsplat(f32, end[ZERO])
-        for j in range(0, n, 8):
+        for j in range(0, n, lanes(f32)):
             addend, factor, left = vload(bias, j), vload(factors, j), n - j
             if has_residual == 0:
                 for i in range(m):
@@ -224,12 +226,12 @@ def bytes_end(T):
                     total = vconvert(vload(strip, i * NR + j) + addend, f32) * factor
                     product_ = ((vmin_quick(vmax_quick(total, low), high) + ROUND) - ROUND) * scale
                     near = i * step + j
-                    if left < 8:
+                    if left < lanes(f32):
                         for p in range(left):
                             strip[i * NR + j + p] = residual[near + p]
                         other = vload(strip, i * NR + j)
                     else:
-                        other = vconvert(vload_n(residual, near, 8), i32)
+                        other = vconvert(vload_n(residual, near, lanes(f32)), i32)
                     total = (product_ + (vconvert(other, f32) - other_zero) * other_scale) / divisor
                     r = vmin_quick(vmax_quick(total, last_low), last_high) + ROUND
                     store_bytes(y, i * stride + j, vconvert(bitcast(r + zero, i32), T), left)
@@ -254,8 +256,8 @@ def bytes_end(T):
 
 
 def store_bytes(y, at, v, left):
-    """Store eight bytes, or those that are left."""
-    if left >= 8:
+    """Store the bytes of a vector of sums, or those that are left."""
+    if left >= lanes(f32):
         vstore(y, at, v)
     else:
         vstore_part(y, at, v, left)
@@ -264,26 +266,22 @@ def store_bytes(y, at, v, left):
 def float_end(strip, y, residual, bias, factors, end, m, n, stride, step, has_residual):
     """y = sum * (factor * end[0]) + bias + residual, clamped to the bounds behind the strip.
 
-    The bounds lie in memory and no masked moves are used, because whatever the compiler would keep in vector registers
-    throughout is missing for the product's accumulators.
+    The bounds lie in memory, because whatever the compiler would keep in vector registers throughout is missing for the
+    product's accumulators.
     """
-    for j in range(0, n, 8):
+    for j in range(0, n, lanes(f32)):
         left = n - j
         for i in range(m):
-            at, near, own = i * stride + j, i * step + j, i * NR + j
-            total = vconvert(vload(strip, own), f32) * (vload(factors, j) * end[0]) + vload(bias, j)
+            at, near = i * stride + j, i * step + j
+            total = vconvert(vload(strip, i * NR + j), f32) * (vload(factors, j) * end[0]) + vload(bias, j)
             low, high = bitcast(strip[MR * NR], f32), bitcast(strip[MR * NR + 1], f32)
-            if left >= 8:
-                if has_residual != 0:
-                    total = total + vload(residual, near)
-                vstore(y, at, vmin_quick(high, vmax_quick(low, total)))
+            if has_residual != 0:
+                total = total + (vload(residual, near) if left >= lanes(f32) else vload_part(residual, near, left))
+            bounded = vmin_quick(high, vmax_quick(low, total))
+            if left >= lanes(f32):
+                vstore(y, at, bounded)
             else:
-                vstore(strip, own, bitcast(total, i32))
-                for p in range(left):
-                    number = bitcast(strip[own + p], f32)
-                    if has_residual != 0:
-                        number = number + residual[near + p]
-                    y[at + p] = vmin_quick(high, vmax_quick(low, number))
+                vstore_part(y, at, bounded, left)
 
 
 # ---------------------------------------------------------------- the kernel

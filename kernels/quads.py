@@ -1,10 +1,14 @@
 """Products of bytes four and eight steps at a time, for machines that multiply bytes: exact, like those of qproduct.py.
 
-The x86 instruction `pmaddubsw` multiplies 32 unsigned bytes by 32 signed ones and adds neighbouring products, in 16
-bits, where the sum saturates: 255 * 127 * 2 does not fit. Engines that use it all the same bid their users quantise to
-seven bits. But the weights are known when a model is loaded, and almost all pairs of them are small enough: a sum
-cannot leave 16 bits where neither the positive nor the negative ones of its weights add up to more than 128, whatever
-the left side is. So `pack` sorts the steps of a panel, four by four (quads):
+There are two kinds of such machines. Those that are EXACT (AVX-512 with VNNI) have the instruction `vpdpbusd`: it
+multiplies 64 unsigned bytes by 64 signed ones and adds every four products (a quad) to a sum of 32 bits. Any weights
+will do; `pack` leaves their steps in order, and row and panel are walked along side by side.
+
+The others have `pmaddubsw`, which multiplies 32 bytes and adds neighbouring products in 16 bits, where the sum
+saturates: 255 * 127 * 2 does not fit. Engines that use it all the same bid their users quantise to seven bits. But the
+weights are known when a model is loaded, and almost all pairs of them are small enough: a sum cannot leave 16 bits
+where neither the positive nor the negative ones of its weights add up to more than 128, whatever the left side is. So
+`pack` sorts the steps of a panel, quad by quad:
 
     doubles   two quads whose sums fit into 16 bits even when they are added: eight steps for three multiplications
     singles   the others: four steps for two multiplications
@@ -56,10 +60,12 @@ from minifer.kernels.qproduct import (
     product_reference,
 )
 from minifer.kernels.simd import (
+    EXACT,
     MR,
     NR,
     SHORT,
     bitcast,
+    lanes,
     prefetch,
     rows_strided,
     share,
@@ -68,7 +74,9 @@ from minifer.kernels.simd import (
     tile_dot8_i32,
     tile_row_i32,
     tile_store_i32,
+    tile_zero_i32,
     tile_zero_short_i32,
+    vload,
     vload_n,
     vstore,
 )
@@ -100,8 +108,16 @@ CHUNK = 256
 #: bytes of weights that all rows of a block meet before the next ones: they stay in the second-level cache
 TOGETHER = 128 * 1024
 
+#: how far ahead of the product weights are fetched: machines do so by themselves, but not beyond a page
+AHEAD = 4096
+
 # words of a chunk in the table: how many doubles and singles, and from PLACES on, where in a row each quad begins
 DOUBLES, SINGLES, PLACES = range(3)
+
+
+def tile_rows():
+    """Rows that are multiplied at once: pairs in 16 bits take registers from the tile."""
+    return MR if EXACT else SHORT
 
 
 def depth(g: np.ndarray) -> int:
@@ -114,7 +130,7 @@ def geometry(
 ) -> np.ndarray:
     """The table for a convolution, with the size of its blocks."""
     g = conv_geometry(batch, channels, filters, groups, in_size, out_size, taps, strides, pads, dilations)
-    return in_blocks(g, int(SHORT), depth(g) + 2 * filters, threads)
+    return in_blocks(g, int(tile_rows()), depth(g) + 2 * filters, threads)
 
 
 def strip_words(g: np.ndarray) -> int:
@@ -140,9 +156,9 @@ def pack(weight: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
     """(data, table) of ONNX weights (filters, channels / groups, *taps) of int8, or of uint8 with zero point 128.
 
     A panel holds NR filters side by side, zero-filled, and a row runs over taps in row-major order with channels
-    innermost. data: int8, quads (NR, 4), chunk after chunk of a panel. table: int32, (panels,) of where the words of a
-    panel begin in the table, the sums of the weights (panels, NR), and the words: where the panel begins in data (in
-    quads), then those of each chunk, see DOUBLES.
+    innermost. data: int8, quads (NR, 4) of panel after panel. table: int32, the sums of the weights (panels, NR);
+    unless EXACT also (panels,) of where the words of a panel begin in the table, and the words: where the panel begins
+    in data (in quads), then those of each chunk, see DOUBLES.
     """
     nr, filters = int(NR), weight.shape[0]
     of_group = filters // groups
@@ -152,13 +168,19 @@ def pack(weight: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
     count = -(-flat.shape[2] // 4)
     rows = np.zeros((groups, panels // groups * nr, count * 4), np.int8)
     rows[:, :of_group, : flat.shape[2]] = flat
-    sums = rows.sum(2, dtype=np.int32)
+    sums = rows.sum(2, dtype=np.int32).reshape(-1)
     quads = np.ascontiguousarray(rows.reshape(panels, nr, count, 4).transpose(0, 2, 1, 3))
+    return (quads.reshape(-1), sums) if EXACT else _sorted(quads, sums)
+
+
+def _sorted(quads: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(data, table) of quads (panels, quads, NR, 4) that are sorted so that sums of pairs fit into 16 bits."""
+    panels, count = quads.shape[:2]
     chunks = int(chunks_of(4 * count))
     size = -(-count // chunks)
     parts = [_pack_chunk(quads[:, start : start + size], 4 * start) for start in range(0, count, size)]
     starts, data, words = [], [], []
-    place, start = 0, panels * (1 + nr)
+    place, start = 0, len(sums) + panels
     for panel in range(panels):
         own = [np.array([place])]
         for part in parts:
@@ -169,14 +191,14 @@ def pack(weight: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
         starts.append(start)
         words.append(np.concatenate(own))
         start += len(words[-1])
-    table = np.concatenate([starts, sums.reshape(-1), *words]).astype(np.int32)
+    table = np.concatenate([sums, starts, *words]).astype(np.int32)
     return np.concatenate(data).reshape(-1), table
 
 
 def _chunks(table: np.ndarray, panels: int, chunks: int) -> Iterator[tuple[int, int, int, int, np.ndarray]]:
     """(panel, where its quads begin in data, doubles, singles, places) of every chunk."""
     for panel in range(panels):
-        start = int(table[panel])
+        start = int(table[panels * int(NR) + panel])
         place, start = int(table[start]), start + 1
         for _ in range(chunks):
             doubles, singles = (int(n) for n in table[start : start + PLACES])
@@ -188,10 +210,12 @@ def _chunks(table: np.ndarray, panels: int, chunks: int) -> Iterator[tuple[int, 
 def worth(weight: np.ndarray) -> bool:
     """Whether this kernel takes less time than that of qproduct.py, judged by a panel's worth of the weights.
 
-    Cycles per step on Zen 3, for four rows: 1.5 in a double, 2 in a single, 2.8 there (2.4 are asked for). Weights of
-    one scale for all filters, or of seven bits, are nearly all doubles; where each filter fills the range of eight
-    bits, most quads are halves.
+    It always does where machines are EXACT. Else, cycles per step on Zen 3, for four rows: 1.5 in a double, 2 in a
+    single, 2.8 there (2.4 are asked for). Weights of one scale for all filters, or of seven bits, are nearly all
+    doubles; where each filter fills the range of eight bits, most quads are halves.
     """
+    if EXACT:
+        return True
     nr = int(NR)
     some = weight[:: max(1, len(weight) // nr)][:nr].reshape(min(len(weight), nr), -1)[:, : 4 * CHUNK]
     _, table = pack(some.reshape(*some.shape, 1), 1)
@@ -258,11 +282,15 @@ def _match(loads: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 def copy_run(x, y, n, flip, zero):
     """y[i] = x[i] ^ flip for i < n; zero is of no use here."""
-    i = 0
-    while i + 32 <= n:
-        vstore(y, i, vload_n(x, i, 32) ^ flip)
-        i += 32
-    if i < n and n >= 32:  # the last 32, some of them again
+    i, w = 0, lanes(y)
+    while i + w <= n:
+        vstore(y, i, vload(x, i) ^ flip)
+        i += w
+    if i < n and n >= w:  # the last ones, some of them again
+        vstore(y, n - w, vload(x, n - w) ^ flip)
+        i = n
+    elif i < n and n >= 32:
+        vstore(y, 0, vload_n(x, 0, 32) ^ flip)
         vstore(y, n - 32, vload_n(x, n - 32, 32) ^ flip)
         i = n
     elif i < n and n >= 16:
@@ -286,6 +314,48 @@ fill = patches(copy_run, set_run)
 # ---------------------------------------------------------------- the kernel
 
 
+def panel_product(acc, rows, b, long):
+    """acc + the rows times a panel b of `long` steps in order."""
+    for p in range(0, long, 4):
+        acc = tile_dot4_i32(acc, rows, p, b + p * NR)
+        prefetch(b, p * NR + AHEAD)
+        prefetch(b, p * NR + AHEAD + 64)
+    return acc
+
+
+def exact_tile(rows, long, m, b, offsets, sums):
+    """sums (m, NR) = offsets + m rows, `long` bytes apart, times a panel. A function of its own, with all registers."""
+    left = rows_strided(rows, long, m)
+    if m > SHORT:
+        tile = panel_product(tile_add_i32(tile_zero_i32(), offsets, 0), left, b, long)
+        tile_store_i32(sums, NR, tile, MR, NR)
+    elif m > 1:
+        short = panel_product(tile_add_i32(tile_zero_short_i32(), offsets, 0), left, b, long)
+        tile_store_i32(sums, NR, short, SHORT, NR)
+    else:
+        row_product(left, long, b, offsets, sums)
+
+
+def row_product(row, long, b, offsets, sums):
+    """The same for one row, in four sums each, which need not wait for one another."""
+    first, second = tile_add_i32(tile_row_i32(), offsets, 0), tile_row_i32()
+    third, fourth = tile_row_i32(), tile_row_i32()
+    p = 0
+    while p + 16 <= long:
+        first = tile_dot4_i32(first, row, p, b + p * NR)
+        second = tile_dot4_i32(second, row, p + 4, b + (p + 4) * NR)
+        third = tile_dot4_i32(third, row, p + 8, b + (p + 8) * NR)
+        fourth = tile_dot4_i32(fourth, row, p + 12, b + (p + 12) * NR)
+        p += 16
+    while p < long:
+        first = tile_dot4_i32(first, row, p, b + p * NR)
+        p += 4
+    tile_store_i32(sums, NR, first, 1, NR)
+    tile_store_i32(sums, NR, tile_add_i32(second, sums, 0), 1, NR)
+    tile_store_i32(sums, NR, tile_add_i32(third, sums, 0), 1, NR)
+    tile_store_i32(sums, NR, tile_add_i32(fourth, sums, 0), 1, NR)
+
+
 def quads_product(acc, rows, b, words, chunks):
     """acc + the rows times a panel b, whose chunks' words are these."""
     for _ in range(chunks):
@@ -299,8 +369,8 @@ def quads_product(acc, rows, b, words, chunks):
     return acc
 
 
-def apart_tile(rows, long, m, b, words, chunks, offsets, sums):
-    """sums (m, NR) = offsets + m rows, `long` bytes apart, times a panel. A function of its own, with all registers."""
+def sorted_tile(rows, long, m, b, words, chunks, offsets, sums):
+    """The same with a panel whose quads are sorted."""
     left = rows_strided(rows, long, m)
     if m == 1:
         row = quads_product(tile_row_i32(), left, b, words, chunks)
@@ -317,9 +387,12 @@ def quads_reference(
     groups, filters = int(g[GROUPS]), int(g[FILTERS])
     panels, nr = -(-(filters // groups) // int(NR)), int(NR)
     rows = np.zeros((groups * panels, depth(g), nr), np.int64)
-    for i, place, _, _, places in _chunks(table, len(rows), int(chunks_of(depth(g)))):
-        for j, at in enumerate(places):
-            rows[i, at : at + 4] += data.reshape(-1, nr, 4)[place + j].T
+    if EXACT:
+        rows[...] = data.reshape(len(rows), -1, nr, 4).transpose(0, 1, 3, 2).reshape(rows.shape)
+    else:
+        for i, place, _, _, places in _chunks(table, len(rows), int(chunks_of(depth(g)))):
+            for j, at in enumerate(places):
+                rows[i, at : at + 4] += data.reshape(-1, nr, 4)[place + j].T
     weight = rows.reshape(groups, panels, -1, 2, nr).transpose(0, 1, 2, 4, 3)
     return product_reference(
         x, zero, weight, bias, factors, end, residual, y, a, strip, g, flip, has_residual, lowest, highest
@@ -330,7 +403,7 @@ def quads_example(rng, size, T):
     drawn = product_example(rng, size, T)
     g = drawn["g"]
     taps = [int(g[i]) for i in (TAPS_D, TAPS_H, TAPS_W)]
-    g[BLOCK] = -(-g[BLOCK] // int(SHORT)) * int(SHORT)
+    g[BLOCK] = -(-g[BLOCK] // int(tile_rows())) * int(tile_rows())
     shape = (int(g[FILTERS]), int(g[CHANNELS] // g[GROUPS]), *taps)
     spread = rng.choice([10, 30, 60, 200])
     weight = np.clip(np.rint(rng.standard_normal(shape) * spread), -128, 127).astype(np.int8)
@@ -362,7 +435,7 @@ def quads(T, B, finish) -> KernelSpec:
         long = (taps * of + 3) // 4 * 4
         of_group = filters // groups
         panels = (of_group + NR - 1) // NR
-        blocks, chunks = (pixels + block - 1) // block, chunks_of(long)
+        blocks, chunks, most = (pixels + block - 1) // block, chunks_of(long), tile_rows()
         by_block = blocks >= 2 * pieces or panels * groups < 2 * pieces
         block_from = share(blocks, tid, nthreads) if by_block else 0
         block_to = share(blocks, tid + 1, nthreads) if by_block else blocks
@@ -372,9 +445,8 @@ def quads(T, B, finish) -> KernelSpec:
         sums[MR * NR] = bitcast(lowest, i32)
         sums[MR * NR + 1] = bitcast(highest, i32)
         shift, offsets = zero[0] ^ flip, sums + (MR * NR + BEHIND)
-        weight_sums = table + groups * panels
         for i in range(panel_from * NR, panel_to * NR):
-            offsets[i] = -shift * weight_sums[i]
+            offsets[i] = -shift * table[i]
         step = 0 if has_residual == ROW else filters
         whole = taps == 1 and groups == 1 and long == of and flip == 0
         whole = whole and g[STRIDE_D] * g[STRIDE_H] * g[STRIDE_W] == 1
@@ -393,18 +465,21 @@ def quads(T, B, finish) -> KernelSpec:
                     filled = group
                     fill(x, rows, shift, flip, g, start, count, group, long)
                 end_q = min(min(q + together, panel_to), (group + 1) * panels)
-                lines = (SHORT * long + 63) // 64
+                lines = (most * long + 63) // 64
                 lines = (lines + end_q - q - 1) // (end_q - q)  # of the next rows, fetched while a panel is multiplied
-                for i in range(0, count, SHORT):
-                    m, tile = min(SHORT, count - i), rows + i * long
+                for i in range(0, count, most):
+                    m, tile = min(most, count - i), rows + i * long
                     for p in range(q, end_q):
                         column = p % panels * NR
                         n, column = min(NR, of_group - column), group * of_group + column
                         for line in range((p - q) * lines, (p - q + 1) * lines):
-                            prefetch(tile + SHORT * long, line * 64)
-                        words = table + table[p]
-                        b = data + words[0] * (4 * NR)
-                        apart_tile(tile, long, m, b, words + 1, chunks, offsets + p * NR, sums)
+                            prefetch(tile + most * long, line * 64)
+                        if EXACT:
+                            exact_tile(tile, long, m, data + p * (long * NR), offsets + p * NR, sums)
+                        else:
+                            words = table + table[groups * panels * NR + p]
+                            b = data + words[0] * (4 * NR)
+                            sorted_tile(tile, long, m, b, words + 1, chunks, offsets + p * NR, sums)
                         at = (start + i) * filters + column
                         other = residual + (column if has_residual == ROW else at)
                         finish(

@@ -12,6 +12,7 @@ from minifer.kernels.simd import (
     bitcast,
     hmax,
     hmin,
+    lanes,
     share,
     vconvert,
     vload,
@@ -68,7 +69,7 @@ ROUND = 12582912.0
 
 
 def rounding(T):
-    """The step from eight ratios to integers of type T."""
+    """The step from a vector of ratios to integers of type T."""
     least, most = float(np.iinfo(T.dtype).min), float(np.iinfo(T.dtype).max)
 
     def integers(ratio, shift):
@@ -102,24 +103,31 @@ def quantize_kernel(T):
             "n": n, **runs, "has_zero": int(rng.integers(0, 2)),
         }  # fmt: skip
 
+    def of_each(x, scale, zero, y, i, has_zero):
+        """A vector of elements with a scale each."""
+        shift = vsplat(f32, 0)
+        if has_zero != 0:
+            shift = vconvert(vload_n(zero, i, lanes(x)), f32)
+        vstore(y, i, integers(vload(x, i) / vload(scale, i), shift))
+
     def line(x, scale, zero, y, n, varying, has_zero):
         """n elements with one scale, or one each."""
-        i = 0
+        i, w = 0, lanes(x)
         if varying == 0:
             factor = vsplat(f32, scale[0])
             shift = vsplat(f32, zero[0] if has_zero != 0 else 0)
-            while i + 8 <= n:
+            while i + w <= n:
                 vstore(y, i, integers(vload(x, i) / factor, shift))
-                i += 8
+                i += w
             if i < n:
                 vstore_part(y, i, integers(vload_part(x, i, n - i) / factor, shift), n - i)
         else:
-            shift = vsplat(f32, 0)
-            while i + 8 <= n:
-                if has_zero != 0:
-                    shift = vconvert(vload_n(zero, i, 8), f32)
-                vstore(y, i, integers(vload(x, i) / vload(scale, i), shift))
-                i += 8
+            while i + w <= n:
+                of_each(x, scale, zero, y, i, has_zero)
+                i += w
+            if i < n and n >= w:  # the last ones, some of them again
+                of_each(x, scale, zero, y, n - w, has_zero)
+                i = n
             while i < n:
                 moved = vround(x[i] / scale[i]) + (f32(zero[i]) if has_zero != 0 else f32(0))
                 y[i] = vconvert(moved, T)
@@ -167,25 +175,39 @@ def dequantize_kernel(T):
             "n": n, **runs, "has_zero": int(rng.integers(0, 2)),
         }  # fmt: skip
 
+    def of_one(x, first, factor, y, i):
+        """A vector of elements with the same scale and zero point."""
+        vstore(y, i, vconvert(vconvert(vload_n(x, i, lanes(y)), i32) - first, f32) * factor)
+
+    def of_each(x, scale, zero, y, i, has_zero):
+        """A vector of elements with a scale each."""
+        shift = vsplat(i32, 0)
+        if has_zero != 0:
+            shift = vconvert(vload_n(zero, i, lanes(y)), i32)
+        vstore(y, i, vconvert(vconvert(vload_n(x, i, lanes(y)), i32) - shift, f32) * vload(scale, i))
+
     def line(x, scale, zero, y, n, varying, has_zero):
         """n elements with one scale, or one each."""
-        i = 0
+        i, w = 0, lanes(y)
         if varying == 0:
             factor = vsplat(f32, scale[0])
             first = zero[0] if has_zero != 0 else 0
-            while i + 8 <= n:
-                vstore(y, i, vconvert(vconvert(vload_n(x, i, 8), i32) - first, f32) * factor)
-                i += 8
+            while i + w <= n:
+                of_one(x, first, factor, y, i)
+                i += w
+            if i < n and n >= w:  # the last ones, some of them again
+                of_one(x, first, factor, y, n - w)
+                i = n
             while i < n:
                 y[i] = f32(x[i] - first) * scale[0]
                 i += 1
         else:
-            shift = vsplat(i32, 0)
-            while i + 8 <= n:
-                if has_zero != 0:
-                    shift = vconvert(vload_n(zero, i, 8), i32)
-                vstore(y, i, vconvert(vconvert(vload_n(x, i, 8), i32) - shift, f32) * vload(scale, i))
-                i += 8
+            while i + w <= n:
+                of_each(x, scale, zero, y, i, has_zero)
+                i += w
+            if i < n and n >= w:
+                of_each(x, scale, zero, y, n - w, has_zero)
+                i = n
             while i < n:
                 y[i] = f32(x[i] - (zero[i] if has_zero != 0 else 0)) * scale[i]
                 i += 1
@@ -229,14 +251,14 @@ def extremes_reference(x, partial, n):
 )  # fmt: skip
 def extremes(x: ptr_f32, partial: ptr_f32, n: i64, tid: i64, nthreads: i64):
     """partial[p] = (least, greatest) of piece p of x, of PIECE elements; NaN where one is NaN. Exact."""
-    pieces = piece_count(n)
+    pieces, w = piece_count(n), lanes(x)
     for piece in range(share(pieces, tid, nthreads), share(pieces, tid + 1, nthreads)):
         i, end = piece * PIECE, min(n, (piece + 1) * PIECE)
         least, most = vsplat(f32, x[i]), vsplat(f32, x[i])
-        while i + 8 <= end:
+        while i + w <= end:
             v = vload(x, i)
             least, most = vmin(least, v), vmax(most, v)
-            i += 8
+            i += w
         low, high = hmin(least), hmax(most)
         while i < end:
             low, high = vmin(low, x[i]), vmax(high, x[i])
@@ -291,11 +313,11 @@ def dynamic_quantize(
     if tid == 0:
         scale[0] = factor
         zero[0] = vconvert(start, i64)
-    divisor, shift = vsplat(f32, factor), vsplat(f32, start)
+    divisor, shift, w = vsplat(f32, factor), vsplat(f32, start), lanes(x)
     i, end = share(piece_count(n), tid, nthreads) * PIECE, min(n, share(piece_count(n), tid + 1, nthreads) * PIECE)
-    while i + 8 <= end:
+    while i + w <= end:
         vstore(y, i, to_bytes(vload(x, i) / divisor, shift))
-        i += 8
+        i += w
     if i < end:
         vstore_part(y, i, to_bytes(vload_part(x, i, end - i) / divisor, shift), end - i)
 

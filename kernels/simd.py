@@ -13,7 +13,8 @@ Values
     mask        what comparing vectors gives; & | ~ work; consumed by vselect, vany, vall
     rows, tile  the operands and accumulators of the matrix micro-kernel
 
-A natural vector is 32 bytes: 8 lanes of f32, 4 of f64 or i64, 32 of i8. Other lane counts arise by vload_n, vconvert.
+A natural vector is 32 bytes: 8 lanes of f32, 4 of f64 or i64, 32 of i8; or twice as many, where registers have 64.
+`lanes` tells. Other lane counts arise by vload_n, vconvert.
 Integer arithmetic wraps. Floating point follows IEEE 754 with round-to-nearest-even; denormals are kept; `vfma` rounds
 once where the machine has a fused multiply-add, else twice, and LLVM may contract `a * b + c` likewise.
 """
@@ -45,6 +46,16 @@ NR = TileConstant("nr", host().nr)
 SHORT = TileConstant("short", host().short)
 #: steps of a product that are written out one after the other
 UNROLL = TileConstant("unroll", host().unroll)
+#: floats of two natural vectors
+PAIR = TileConstant("pair", host().pair)
+#: floats of a matrix in a block: two such blocks stay in the second-level cache while the rows of another go by
+BLOCK = TileConstant("block", host().block)
+
+#: 1 where four products of bytes are added to 32 bits at once, 0 where two are to 16 bits first
+EXACT = TileConstant("exact_bytes", host().exact_bytes)
+
+#: bytes of a natural vector
+VECTOR = host().vector
 
 PRIMITIVES: set = set()
 
@@ -71,8 +82,8 @@ class Scalar:
 
     @property
     def lanes(self) -> int:
-        """Elements in one 32-byte vector."""
-        return 32 // self.dtype.itemsize
+        """Elements in one natural vector."""
+        return VECTOR // self.dtype.itemsize
 
     def __call__(self, value):
         if not self.integer:
@@ -145,7 +156,7 @@ def _dtype(t) -> np.dtype:
 @primitive
 def lanes(t) -> int:
     """Lanes of a natural vector of the pointer's (or scalar type's, or vector's) elements; constant when compiled."""
-    return 32 // _dtype(t).itemsize
+    return VECTOR // _dtype(t).itemsize
 
 
 @primitive
@@ -288,7 +299,7 @@ def _check_element(p: Ptr, v: Vec) -> None:
 def vsplat(t, x) -> Vec:
     """A natural vector with x in every lane, for the element type of the pointer or scalar type t: vsplat(f32, 0)."""
     dtype = _dtype(t)
-    return np.full(32 // dtype.itemsize, _wrap(x, dtype), dtype).view(Vec)
+    return np.full(VECTOR // dtype.itemsize, _wrap(x, dtype), dtype).view(Vec)
 
 
 @primitive
@@ -746,8 +757,8 @@ def tile_zero_short_i32() -> np.ndarray:
 def tile_dot4_i32(acc, rows: Rows, p: int, b: Ptr):
     """acc[i, j] += sum over t < 4 of rows[i][p + t] * b[4 * j + t]: four steps of a matrix product.
 
-    rows: u8; b: i8, of which 4 * NR are read. Neighbouring products are added in 16 bits: the caller sees to it that
-    they fit (an AssertionError in plain Python, a saturated sum on some machines).
+    rows: u8; b: i8, of which 4 * NR are read. Unless EXACT, neighbouring products are added in 16 bits: the caller sees
+    to it that they fit (an AssertionError in plain Python, a saturated sum on some machines).
     """
     return acc + _sums_of_pairs(rows, len(acc), p, b).sum(2, dtype=np.int32)
 
@@ -757,7 +768,7 @@ def tile_dot8_i32(acc, rows: Rows, p: int, q: int, b: Ptr):
     """tile_dot4_i32 for steps p and, with the next 4 * NR elements of b, q. The 16-bit sums of both are added in 16
     bits, which the caller sees to fit."""
     total = _sums_of_pairs(rows, len(acc), p, b) + _sums_of_pairs(rows, len(acc), q, b + 4 * NR)
-    assert np.abs(total).max() < 1 << 15, "a sum does not fit into 16 bits"
+    assert EXACT or np.abs(total).max() < 1 << 15, "a sum does not fit into 16 bits"
     return acc + total.sum(2, dtype=np.int32)
 
 
@@ -766,7 +777,7 @@ def _sums_of_pairs(rows: Rows, count: int, p: int, b: Ptr) -> np.ndarray:
     weights = b.array[start : start + 4 * NR].astype(np.int32).reshape(1, NR, 4)
     left = np.array([[r[p + t] for t in range(4)] for r in rows.pointers[:count]], np.int32)
     sums = (left[:, None] * weights).reshape(count, NR, 2, 2).sum(3)
-    assert np.abs(sums).max() < 1 << 15, "a sum does not fit into 16 bits"
+    assert EXACT or np.abs(sums).max() < 1 << 15, "a sum does not fit into 16 bits"
     return sums
 
 

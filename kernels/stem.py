@@ -56,8 +56,6 @@ R = 0.375
 #: lines of results that are computed together, by one thread and where several share the work; transformed lines and
 #: products stay in the second-level cache
 BAND, BAND_SHARED = 8, 4
-#: tiles that are transformed at once: lanes of a vector of float32
-LANES = 8
 
 
 def geometry(batch, channels, filters, in_size, out_size, taps_h, stride_h, pads) -> np.ndarray:
@@ -67,8 +65,9 @@ def geometry(batch, channels, filters, in_size, out_size, taps_h, stride_h, pads
 
 
 def tiles_room(g):
-    """Tiles of a line, filled up to whole vectors."""
-    return (g[OUT_W] + SIZE * LANES - 1) // (SIZE * LANES) * LANES
+    """Tiles of a line, filled up to whole vectors: so many are transformed at once."""
+    w = lanes(f32)
+    return (g[OUT_W] + SIZE * w - 1) // (SIZE * w) * w
 
 
 def band_lines(g, band):
@@ -78,7 +77,7 @@ def band_lines(g, band):
 
 def lines_words(g):
     """Elements of a line with its padding, of one of zeros, and of the line in tiles."""
-    return 3 * 8 * (tiles_room(g) + LANES)
+    return 3 * 8 * (tiles_room(g) + lanes(f32))
 
 
 def points_words(g, band):
@@ -137,14 +136,14 @@ def unpack_weights(packed: np.ndarray, filters: int, channels: int, taps_h: int)
 
 def copy_line(x, target, left, count, pixel):
     """Pixels of a line, `pixel` elements apart, to target[left:]; what lies around them is zero already."""
-    i = 0
     if pixel == 1:
-        while i + lanes(x) <= count:
+        whole = count // lanes(x) * lanes(x)
+        for i in range(0, whole, lanes(x)):
             vstore(target, left + i, vload(x, i))
-            i += lanes(x)
-    while i < count:
-        target[left + i] = x[i * pixel]
-        i += 1
+        vstore_part(target, left + whole, vload_part(x, whole, count - whole), count - whole)
+    else:
+        for i in range(count):
+            target[left + i] = x[i * pixel]
 
 
 def transform_line(line, turned, u, step, extra, channels, room):
@@ -153,10 +152,11 @@ def transform_line(line, turned, u, step, extra, channels, room):
     turned: scratch. The even part at common point p goes to u[p * step], the odd part `channels` lines behind it; the
     even part at the extra point goes to `extra`.
     """
-    row = room + LANES
-    for t in range(0, row, LANES):  # pixel j of tile t to turned[j, t]
+    w = lanes(line)
+    row = room + w
+    for t in range(0, row, 8):  # pixel j of tile t to turned[j, t]
         transpose_8x8(line + 8 * t, 8, turned + t, row)
-    for t in range(0, room, LANES):
+    for t in range(0, room, w):
         e0, e1, e2 = vload(turned, t), vload(turned, 2 * row + t), vload(turned, 4 * row + t)
         e3, e4 = vload(turned, 6 * row + t), vload(turned, t + 1)
         e5, e6 = vload(turned, 2 * row + t + 1), vload(turned, 4 * row + t + 1)
@@ -176,7 +176,7 @@ def transform_band(x, lines, u, g, band, pixel, channel, image, h0):
     """
     channels, room, count = g[CHANNELS], tiles_room(g), band_lines(g, band)
     step = count * 2 * channels * room
-    size = 8 * (room + LANES)
+    size = 8 * (room + lanes(lines))
     for r in range(count):
         h = h0 + r
         inside = h >= 0 and h < g[IN_H]

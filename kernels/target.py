@@ -1,7 +1,7 @@
 """The machines that kernels are compiled for, and the shape of the register tile on each.
 
-A vector value is always 32 bytes wide; LLVM splits it where registers are narrower. The register tile is
-`mr` rows by `nr` columns of float32: as many accumulators as the register file holds beside one row of B.
+A vector value is 32 bytes wide, or 64 where registers are; LLVM splits it where they are narrower. The register tile
+is `mr` rows by `nr` columns of float32: as many accumulators as the register file holds beside one row of B.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Target(NamedTuple):
     """One machine: LLVM's names for it and what the lowering must know.
 
     `fma`, `half`, `masked`: fused multiply-add, float16 conversion and masked moves are single instructions.
-    `abi`: the calling convention, where LLVM does not take it from the triple.
+    `abi`: the calling convention, where LLVM does not take it from the triple. `vector`: bytes of a natural vector.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Target(NamedTuple):
     half: bool
     masked: bool
     abi: str = ""
+    vector: int = 32
 
     @property
     def short(self) -> int:
@@ -37,26 +38,44 @@ class Target(NamedTuple):
         return self.mr * 2 // 3
 
     @property
+    def pair(self) -> int:
+        """Floats of two natural vectors."""
+        return self.vector // 2
+
+    @property
+    def block(self) -> int:
+        """Floats that take a quarter of the second-level cache, which is larger where vectors are wide."""
+        return 1 << (17 if self.vector == 64 else 15)
+
+    @property
     def bytes_at_once(self) -> bool:
         """Whether 32 products of bytes are one instruction."""
-        return self.cpu == "x86-64-v3"
+        return self.cpu in ("x86-64-v3", "x86-64-v4")
+
+    @property
+    def exact_bytes(self) -> bool:
+        """Whether that instruction adds four products of bytes to 32 bits, so that no sum of 16 bits can saturate."""
+        return _VNNI in self.features.split(",")
 
     @property
     def unroll(self) -> int:
         """Steps of a product that are written out one after the other. In WebAssembly engines, which see more values
-        alive than there are registers, one step at a time is a quarter faster."""
-        return 1 if self.triple.startswith("wasm") else 4
+        alive than there are registers, one step at a time is a quarter faster. Where there are 32 registers LLVM would
+        load the panels of all steps before the first, and spill."""
+        return 1 if self.triple.startswith("wasm") or self.vector == 64 else 4
 
 
 #: the environment variable that names a target to plan for in place of this machine's: see minifer/embed
 PLAN_FOR = "MINIFER_PLAN_FOR"
 
+_VNNI = "+avx512vnni"
 _RELAXED, _RV64 = ",+relaxed-simd", "+m,+a,+f,+d,+c"
 _WASM = "+simd128,+bulk-memory,+nontrapping-fptoint,+sign-ext"
 
 TARGETS: dict[str, Target] = {
     t.name: t
     for t in (
+        Target("x86-64-v4", "x86_64-unknown-linux-gnu", "x86-64-v4", _VNNI, 12, 32, True, True, True, vector=64),
         Target("x86-64-v3", "x86_64-unknown-linux-gnu", "x86-64-v3", "", 6, 16, True, True, True),
         Target("x86-64-v2", "x86_64-unknown-linux-gnu", "x86-64-v2", "", 4, 8, False, False, False),
         Target("aarch64", "aarch64-unknown-linux-gnu", "generic", "", 8, 12, True, True, False),
@@ -71,11 +90,14 @@ TARGETS: dict[str, Target] = {
 
 #: what x86-64-v3 adds that minifer's kernels use; the names are those of /proc/cpuinfo
 _V3_FLAGS = {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"}
+#: and what x86-64-v4 does, with the products of bytes that all such machines have but the first
+_V4_FLAGS = _V3_FLAGS | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}
+_LEVELS = {"v4": _V4_FLAGS, "v3": _V3_FLAGS}
 
 
 @functools.cache
 def host() -> Target:
-    """The target that fits this machine; x86-64 needs AVX2, FMA and F16C for the level v3, else it is v2.
+    """The target that fits this machine: of x86-64 the highest level whose instructions it has.
 
     A process that plans for another machine is told so by the environment; it cannot run kernels.
     """
@@ -83,24 +105,26 @@ def host() -> Target:
         return TARGETS[os.environ[PLAN_FOR]]
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64"):
-        return TARGETS["x86-64-v3" if _has_v3() else "x86-64-v2"]
+        flags = _flags()
+        return TARGETS[next((f"x86-64-{name}" for name, needs in _LEVELS.items() if flags >= needs), "x86-64-v2")]
     if machine in ("aarch64", "arm64"):
         return TARGETS["aarch64"]
     return TARGETS["wasm32" if sys.platform == "emscripten" else "x86-64-v2"]
 
 
-def _has_v3() -> bool:
+def _flags() -> set[str]:
+    """What the CPU has, by the names of /proc/cpuinfo."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as info:
             for line in info:
                 if line.startswith("flags"):
-                    return set(line.split()) >= _V3_FLAGS
+                    return set(line.split())
     except OSError:
         pass
     try:  # systems without /proc: llvmlite asks the CPU itself
         import llvmlite.binding as llvm
 
-        features = llvm.get_host_cpu_features()
-        return all(features.get(flag, False) for flag in ("avx2", "fma", "f16c", "bmi", "bmi2", "movbe"))
+        found = {name for name, present in llvm.get_host_cpu_features().items() if present}
     except (ImportError, RuntimeError):
-        return False
+        return set()
+    return found | {theirs for ours, theirs in (("bmi", "bmi1"), ("avx512vnni", "avx512_vnni")) if ours in found}

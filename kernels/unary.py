@@ -321,7 +321,7 @@ def nan_example(rng, size):
 
 
 def as_bytes(mask):
-    """A mask of eight lanes as bytes 0 and 1."""
+    """A mask of as many lanes as a natural vector of f32 has, as bytes 0 and 1."""
     return vselect(mask, vconvert(vsplat(i32, 1), u8), vconvert(vsplat(i32, 0), u8))
 
 

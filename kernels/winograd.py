@@ -64,7 +64,6 @@ ROWS = TILES + 1  # most tiles that are multiplied at once
 GROUP = TILES + 2  # panels of filters whose products are kept until they are transformed back
 #: elements between neighbouring rows of scratch, so that they do not fall into the same set of the cache
 GAP = 16
-LANES = 8  # of a vector of float32
 
 # the points of F(4, 3) are 0, P, -P, Q, -Q and infinity
 P, Q = 0.75, 1.5
@@ -95,7 +94,7 @@ def tiles_of(g: np.ndarray, size: int) -> int:
 
 def half_words(size: int, stride: int = 1) -> int:
     """Elements (f32) that one thread needs to transform a tile."""
-    return LANES * side_of(size, stride) ** 2
+    return f32.lanes * side_of(size, stride) ** 2
 
 
 def tiles_words(g: np.ndarray, size: int, stride: int = 1) -> int:
@@ -452,7 +451,7 @@ def winograd_reference(
 
 
 def winograd_example(size, stride, rng, limit):
-    channels, filters = int(rng.integers(LANES, LANES + 4 * limit)), int(rng.integers(1, 8 * limit))
+    channels, filters = int(rng.integers(f32.lanes, f32.lanes + 4 * limit)), int(rng.integers(1, 8 * limit))
     pads = [int(p) for p in rng.integers(0, 3, 2)]
     inside = [int(s) for s in rng.integers(3, 5 + limit, 2)]
     out = [(i + p + int(rng.integers(0, 2)) - 3) // stride + 1 for i, p in zip(inside, pads)]
@@ -585,7 +584,7 @@ def winograd(name, size, stride, lines, moves, tolerance) -> Kernels:
         across, down = (g[OUT_W] + size - 1) // size, (g[OUT_H] + size - 1) // size
         row = row_pitch(channels)
         u_step, m_step = plane(g[TILES], row), plane(g[ROWS], g[GROUP] * NR)
-        half, m = scratch, scratch + points * LANES
+        half, m = scratch, scratch + points * lanes(f32)
         for q in range(panel_from, panel_to, g[GROUP]):
             group = min(g[GROUP], panel_to - q)
             b = weight + q * (points * channels * NR)
@@ -609,7 +608,7 @@ def winograd(name, size, stride, lines, moves, tolerance) -> Kernels:
     ):  # fmt: skip
         """y = activate(conv(x, weight) + bias + residual), 3x3 taps, in two dimensions.
 
-        x: (batch, height, width, channels), at least 8 channels; weight: see pack_weights; bias: (filters,);
+        x: (batch, height, width, channels), at least a vector of them; weight: see pack_weights; bias: (filters,);
         residual, y: (batch, out height, out width, filters); zeros: CHANNELS zeros; table, scratch: table_words and
         scratch_words per thread. 2 * tiles * points * channels * filters FLOPs in products. Error, measured against
         the largest result: 4e-6 for F(4x4) and 2e-6 for F(2x2) at 512 channels, 2e-6 for the plain sum; every result
@@ -625,7 +624,7 @@ def winograd(name, size, stride, lines, moves, tolerance) -> Kernels:
         block = min(most, block_size(tile_to - tile_from, most, MR))
         # scratch of this thread: transformed tiles, then half-transformed ones, then products
         u_words = points * plane(g[TILES], row_pitch(g[CHANNELS]))
-        u = scratch + slot * (u_words + points * (LANES + plane(g[ROWS], g[GROUP] * NR)))
+        u = scratch + slot * (u_words + points * (lanes(f32) + plane(g[ROWS], g[GROUP] * NR)))
         for t0 in range(tile_from, tile_to, block):
             t1 = min(t0 + block, tile_to)
             transform_tiles(x, zeros, u, u + u_words, table + slot * points, g, t0, t1)
@@ -644,7 +643,7 @@ def winograd(name, size, stride, lines, moves, tolerance) -> Kernels:
         """
         count = g[BATCH] * ((g[OUT_H] + size - 1) // size) * ((g[OUT_W] + size - 1) // size)
         t0, t1 = share(count, tid, nthreads), share(count, tid + 1, nthreads)
-        half = scratch + slot * (points * LANES)
+        half = scratch + slot * (points * lanes(f32))
         transform_tiles(x, zeros, u + t0 * row_pitch(g[CHANNELS]), half, table + slot * points, g, t0, t1)
 
     def products(
@@ -666,7 +665,7 @@ def winograd(name, size, stride, lines, moves, tolerance) -> Kernels:
         if panel_from == panel_to or tile_from >= tile_to:
             return
         block = min(g[ROWS], block_size(tile_to - tile_from, g[ROWS], MR))
-        own = scratch + slot * (points * (LANES + plane(g[ROWS], g[GROUP] * NR)))
+        own = scratch + slot * (points * (lanes(f32) + plane(g[ROWS], g[GROUP] * NR)))
         for t0 in range(tile_from, tile_to, block):
             multiply_tiles(
                 u + t0 * row_pitch(g[CHANNELS]), weight, bias, residual, y, own, g, code, first, second, has_bias,

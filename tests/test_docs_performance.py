@@ -20,7 +20,7 @@ def steps(monkeypatch: pytest.MonkeyPatch):
     return importlib.import_module("performance_steps")
 
 
-@pytest.mark.parametrize("sizes", [(13, 24, 48), (7, 9, 19), (8, 770, 32), (1, 1, 1)])
+@pytest.mark.parametrize("sizes", [(13, 24, 96), (7, 9, 19), (8, 770, 32), (1, 1, 1)])
 def test_products(steps, sizes) -> None:
     """Tiles with rests, several blocks of k, lone elements."""
     m, k, n = sizes
@@ -38,7 +38,7 @@ def test_convolutions(steps, sizes) -> None:
     x, w = rng.standard_normal((channels, size, size)), rng.standard_normal((filters, channels, 3, 3))
     expected = sys.modules["performance_kernels"].convolution(x.astype("f"), w.astype("f"))
     work = steps.convolution(*sizes)
-    assert len(work.runs) >= (7 if channels >= 8 else 5)
+    assert len(work.runs) >= (7 if channels >= 16 else 5)
     check(work, expected)
 
 
@@ -66,13 +66,14 @@ def test_the_bodies_in_python(steps) -> None:
     """The kernels run as plain Python too, and stay inside their arrays."""
     kernels = sys.modules["performance_kernels"]
     rng = np.random.default_rng(1)
-    a, b, c = rng.standard_normal((7, 5)), rng.standard_normal((5, 16)), np.zeros((7, 16), "f")
+    n = int(steps.NR)
+    a, b, c = rng.standard_normal((7, 5)), rng.standard_normal((5, n)), np.zeros((7, n), "f")
     a, b = a.astype("f"), b.astype("f")
     packed = steps.gemm.pack(b)
     for step in ("naive", "rows", "tile", "packed", "blocked", "split", "fetched"):
         c[:] = np.nan
         getattr(kernels, f"step_{step}")(
-            a, packed if step in ("packed", "blocked", "split", "fetched") else b, c, 7, 16, 5
+            a, packed if step in ("packed", "blocked", "split", "fetched") else b, c, 7, n, 5
         )
         np.testing.assert_allclose(c, a @ b, rtol=1e-4, atol=1e-5, err_msg=step)
 
@@ -90,7 +91,7 @@ def test_the_table(steps, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_document_names_the_steps(steps) -> None:
     """Every step that the script measures stands in the document's tables."""
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    names = [*steps.product(1, 8, 16).runs, *steps.convolution(1, 8, 8).runs]
+    names = [*steps.product(1, 8, 96).runs, *steps.convolution(1, 16, 8).runs]
     names += [*steps.rows(1, 1024, 16).runs, *steps.sums(1, 8, 16).runs]
     missing = [name for name in names if not name.startswith("ONNX Runtime") and f"| {name} |" not in text]
     assert not missing

@@ -48,8 +48,8 @@ def is_integer(kind) -> bool:
     return isinstance(types.unliteral(kind), types.Integer | types.Boolean)
 
 
-def natural(element) -> VectorType:
-    return VectorType(element, 256 // element.bitwidth)
+def natural(context, element) -> VectorType:
+    return VectorType(element, 8 * context.machine.vector // element.bitwidth)
 
 
 def element_of(kind):
@@ -155,7 +155,7 @@ def _lanes(context, t):
     element = element_of(t)
     if element is None:
         return None
-    count = 256 // element.bitwidth
+    count = natural(context, element).lanes
     return types.literal(count), (t,), lambda builder, values: I64(count)
 
 
@@ -219,7 +219,7 @@ def store_vector(builder, pointer, index, value, kind: VectorType):
 def _vload(context, p, i):
     if not isinstance(p, PointerType) or not is_integer(i):
         return None
-    kind = natural(p.element)
+    kind = natural(context, p.element)
     return kind, (p, types.int64), lambda builder, values: load_vector(builder, values[0], values[1], kind)
 
 
@@ -248,7 +248,7 @@ def _vstore(context, p, i, v):
 def _vload_part(context, p, i, n):
     if not isinstance(p, PointerType) or not is_integer(i) or not is_integer(n):
         return None
-    kind = natural(p.element)
+    kind = natural(context, p.element)
 
     def emit(builder, values):
         return load_part(context, builder, builder.gep(values[0], [values[1]]), values[2], kind)
@@ -271,7 +271,7 @@ def _vstore_part(context, p, i, v, n):
 
 
 def _has_masked(context, kind: VectorType) -> bool:
-    return context.machine.masked and kind.element.bitwidth >= 32
+    return context.machine.masked and (kind.element.bitwidth >= 32 or context.machine.vector == 64)
 
 
 def _mask_below(builder, n, kind: VectorType):
@@ -370,7 +370,7 @@ def _vsplat(context, t, x):
     element = element_of(t)
     if element is None or not is_number(x):
         return None
-    kind = natural(element)
+    kind = natural(context, element)
     return kind, (t, x), lambda builder, values: converted(context, builder, values[1], x, kind)
 
 
@@ -379,7 +379,7 @@ def _viota(context, t):
     element = element_of(t)
     if element is None:
         return None
-    kind = natural(element)
+    kind = natural(context, element)
     return kind, (t,), lambda builder, values: ir.Constant(llvm_vector(element, kind.lanes), list(range(kind.lanes)))
 
 
@@ -592,18 +592,20 @@ def _vconvert(context, v, element):
 
     def emit(builder, values):
         shape = llvm_vector(target, v.lanes) if isinstance(v, VectorType) else llvm_number(target)
-        return convert(builder, values[0], source, target, shape)
+        return convert(context, builder, values[0], source, target, shape)
 
     return result, (types.unliteral(v), element), emit
 
 
-def convert(builder, value, source, target, shape: ir.Type):
+def convert(context, builder, value, source, target, shape: ir.Type):
     """Lanes of one number type as another: saturating from float to integer, wrapping between integers."""
     if is_float(source) and is_float(target):
         if source.bitwidth == target.bitwidth:
             return value
         return (builder.fpext if source.bitwidth < target.bitwidth else builder.fptrunc)(value, shape)
     if is_float(source):
+        if isinstance(shape, ir.VectorType) and context.machine.triple.startswith("x86"):
+            return _saturated(builder, value, target, shape)
         name = f"llvm.fpto{'s' if target.signed else 'u'}i.sat.{mangled(shape)}"
         return intrinsic(builder, name, shape, [value])
     if is_float(target):
@@ -613,6 +615,27 @@ def convert(builder, value, source, target, shape: ir.Type):
     if source.bitwidth > target.bitwidth:
         return builder.trunc(value, shape)
     return (builder.sext if source.signed else builder.zext)(value, shape)
+
+
+def _saturated(builder, value, target, shape: ir.VectorType):
+    """Floats as integers where no instruction saturates: LLVM would convert lane by lane."""
+    count, kind = shape.count, value.type.element
+    least, most = (0, (1 << target.bitwidth) - 1)
+    if target.signed:
+        least, most = -(1 << (target.bitwidth - 1)), (1 << (target.bitwidth - 1)) - 1
+    digits = 24 if isinstance(kind, ir.FloatType) else 53
+    exact = target.bitwidth < digits  # whether least - 1 is a number of the source's type
+    bottom, top = (ir.Constant(value.type, [float(x)] * count) for x in (least - exact, most + 1))
+    above = builder.fcmp_ordered(">" if exact else ">=", value, bottom)
+    safe = builder.select(
+        builder.and_(above, builder.fcmp_ordered("<", value, top)), value, ir.Constant(value.type, None)
+    )
+    result = (builder.fptosi if target.signed else builder.fptoui)(safe, shape)
+    result = builder.select(builder.fcmp_ordered(">=", value, top), ir.Constant(shape, [most] * count), result)
+    if least == 0:  # as what is no number
+        return result
+    below = builder.fcmp_ordered("<=" if exact else "<", value, bottom)
+    return builder.select(below, ir.Constant(shape, [least] * count), result)
 
 
 @lowers(simd.bitcast)

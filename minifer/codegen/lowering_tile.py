@@ -30,9 +30,9 @@ _POINTER = PointerType(F32)
 
 
 def tile_type(context) -> TileType:
-    """The target's f32 tile, in vectors of 8 lanes if they divide it, else of 4."""
+    """The target's f32 tile, in natural vectors if they divide it, else in vectors of 4 lanes."""
     machine = context.machine
-    lanes = 8 if machine.nr % 8 == 0 else 4
+    lanes = machine.vector // 4 if machine.nr % (machine.vector // 4) == 0 else 4
     return TileType(F32, machine.mr, machine.nr // lanes, lanes)
 
 
@@ -197,6 +197,12 @@ def _outer_rule(context, steps: int, acc, rows, p, b):
         return result
 
     return tile, (tile, rows, types.int64, b), run
+
+
+def _keep_order(builder) -> None:
+    """Keep LLVM from loading the panel's vectors of later steps early: they would take registers from the tile."""
+    nothing = ir.FunctionType(ir.VoidType(), [])
+    builder.call(ir.InlineAsm(nothing, "", "~{memory}", side_effect=True), [])
 
 
 @lowers(simd.tile_outer_part)
@@ -415,6 +421,7 @@ def _dot(context, builder, tile: TileType, acc, rows, p, b):
 
 #: the instruction that multiplies lanes of i16 and adds neighbouring products: name and lanes, by target
 _PAIR_SUMS = {
+    "x86-64-v4": ("llvm.x86.avx512.pmaddw.d.512", 32),
     "x86-64-v3": ("llvm.x86.avx2.pmadd.wd", 16),
     "x86-64-windows": ("llvm.x86.avx2.pmadd.wd", 16),
     "x86-64-v2": ("llvm.x86.sse2.pmadd.wd", 8),
@@ -440,10 +447,7 @@ def _pair_sums(context, builder, a, b):
             lanes = list(range(start, start + count // 2))
             halves.append(_pair_sums(context, builder, shuffle(builder, a, a, lanes), shuffle(builder, b, b, lanes)))
         return shuffle(builder, halves[0], halves[1], list(range(count // 2)))
-    result = ir.VectorType(I32, count // 2)
-    kind = ir.FunctionType(result, [a.type, b.type])
-    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    return builder.call(function, [a, b])
+    return _call(builder, name, ir.VectorType(I32, count // 2), [a, b])
 
 
 @lowers(simd.tile_add_i32)
@@ -483,7 +487,7 @@ def _dot_of_bytes(context, tile, rows, b, *columns):
             row = builder.extract_value(rows_value, i)
             left = [_four_bytes(builder, tile, builder.gep(row, [place])) for place in places]
             for j in range(tile.vectors):
-                total = builder.add(_get(builder, acc, tile, i, j), _sums_of_fours(context, builder, left, right[j]))
+                total = _sums_of_fours(context, builder, _get(builder, acc, tile, i, j), left, right[j])
                 acc = _put(builder, acc, total, tile, i, j)
         return acc
 
@@ -497,25 +501,33 @@ def _four_bytes(builder, tile: TileType, place):
     return builder.bitcast(splat(builder, four, _vector(tile)), ir.VectorType(ir.IntType(8), 4 * tile.lanes))
 
 
-def _sums_of_fours(context, builder, left: list, right: list):
-    """The sum over all a in left (u8) and b in right (i8) of a[4 k] b[4 k] + ... + a[4 k + 3] b[4 k + 3] in lane k."""
+def _sums_of_fours(context, builder, old, left: list, right: list):
+    """old + the sum over all a in left (u8) and b in right (i8) of a[4 k] b[4 k] + ... + a[4 k + 3] b[4 k + 3]."""
     count = left[0].type.count
     pairs = ir.VectorType(ir.IntType(16), count // 2)
+    if context.machine.vector == 64 and count == 64:
+        for a, b in zip(left, right):
+            old = _call(builder, "llvm.x86.avx512.vpdpbusd.512", old.type, [old, a, b])
+        return old
     if context.machine.bytes_at_once and count == 32:
         name = "llvm.x86.avx2.pmadd.ub.sw"
-        kind = ir.FunctionType(pairs, [left[0].type, right[0].type])
-        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-        total = builder.call(function, [left[0], right[0]])
+        total = _call(builder, name, pairs, [left[0], right[0]])
         for a, b in zip(left[1:], right[1:]):
-            total = builder.add(total, builder.call(function, [a, b]))
-        return _pair_sums(context, builder, total, ir.Constant(pairs, [1] * (count // 2)))
+            total = builder.add(total, _call(builder, name, pairs, [a, b]))
+        ones = ir.Constant(pairs, [1] * (count // 2))
+        return builder.add(old, _pair_sums(context, builder, total, ones))
     wide, sums = ir.VectorType(I32, count // 4), []
     for a, b in zip(left, right):
         for start in range(4):
             lanes = list(range(start, count, 4))
             x, w = shuffle(builder, a, a, lanes), shuffle(builder, b, b, lanes)
             sums.append(builder.mul(builder.zext(x, wide), builder.sext(w, wide)))
-    result = sums[0]
-    for term in sums[1:]:
-        result = builder.add(result, term)
-    return result
+    for term in sums:
+        old = builder.add(old, term)
+    return old
+
+
+def _call(builder, name: str, result, arguments: list):
+    """Call an instruction of the target by its name in LLVM."""
+    kind = ir.FunctionType(result, [a.type for a in arguments])
+    return builder.call(builder.module.globals.get(name) or ir.Function(builder.module, kind, name), arguments)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minifer.errors import ShapeError
 from minifer.kernels import conv, conv_transpose, depthwise, expand, stem, winograd
-from minifer.kernels.simd import MR, NR, SHORT
+from minifer.kernels.simd import MR, NR, SHORT, f32
+from minifer.kernels.target import host
 from minifer.ops.lower_fused import conv_tail
 from minifer.ops.lower_matmul import dense, packed
 from minifer.ops.registry import CHANNELS_LAST, Call, Declined
@@ -26,6 +27,21 @@ SHARED_TILES, OWN_TILES = 3 << 20, 24
 #: bytes between a 1x1 convolution and a depthwise one from which on the two are done in one: what leaves a second-level
 #: cache. Measured, one thread: 0.65 of the time for 5 MB (stride 2), 0.85 for 0.6 MB and stride 2, 0.9 for 0.3 to 2 MB
 WIDE = 1 << 18
+
+
+class Rates(NamedTuple):
+    """What a core does in a nanosecond: FLOPs of an implicit product and of one of tiles, bytes of weights; what of
+    that it takes to read weights again; and nanoseconds to transform a value."""
+
+    direct: float
+    tiles: float
+    weights: float
+    again: float
+    transform: float
+
+
+#: by the width of vectors: 32 bytes, measured on Zen 3, and 64, measured on Granite Rapids
+RATES, WIDE_RATES = Rates(97, 97, 25, 1, 0.3), Rates(175, 190, 20, 0.25, 0.12)
 
 
 def three(values: Sequence[Any], fill: int) -> tuple[int, ...]:
@@ -115,8 +131,8 @@ def _reason(low: Any, window: Window, size: int) -> str:
         return f"{chosen}: only the run knows the weights, and they are packed each time"
     if not stride:
         return f"{chosen}: Winograd is for 3x3 taps in two dimensions, stride 1 or 2, no dilation, one group"
-    if min(channels, filters) < FEW_CHANNELS:
-        return f"{chosen}: less than {FEW_CHANNELS} channels or filters are too few for Winograd"
+    if channels < f32.lanes or filters < FEW_CHANNELS:
+        return f"{chosen}: {channels} channels or {filters} filters are too few for Winograd"
     costs = [conv_cost(batch, channels, filters, out, s, stride) / 1e3 for s in (0, 2, 4)]
     return f"{chosen}: expected are {costs[0]:.0f} us direct, {costs[1]:.0f} by F(2x2), {costs[2]:.0f} by F(4x4)"
 
@@ -140,10 +156,20 @@ def winograd_size(batch: int, channels: int, filters: int, out: Sequence[Any], s
         128, 28x28                    83      78     102
         256, 14x14                    84     100      87
 
+    On a core of a Granite Rapids with AVX-512 (register tile at 200 GFLOP/s, weights from memory at 15 GB/s):
+
+        channels = filters, size    direct  F(2x2)  F(4x4)      stride 2:    direct  F(2x2)  F(4x4)
+        32, 28x28                      167     223     330
+        64, 56x56                      163     287     443      64, 28x28       144     173     134
+        128, 28x28                     180     320     518      128, 28x28      152     176     157
+        256, 14x14                     179     321     354      256, 14x14      160     177     106
+        512, 14x14                     152     261     226
+        512, 7x7                       132     146      69      512, 7x7         82      85      31
+
     A larger tile has heavier weights (4 instead of 1.8 times the original ones; with stride 2, 9 instead of 2.8), and
     is taken where it saves a tenth of the time. What is best for one thread is so for two.
     """
-    if channels < FEW_CHANNELS or filters < FEW_CHANNELS:
+    if channels < f32.lanes or filters < FEW_CHANNELS:
         return 0
     best, least = 0, conv_cost(batch, channels, filters, out, 0, stride)
     for size in (2, 4):
@@ -164,9 +190,10 @@ def conv_cost(batch: int, channels: int, filters: int, out: Sequence[Any], size:
     rows = batch * across[0] * across[1]
     columns = -(-filters // NR) * NR
     blocks = -(-rows // winograd.BLOCK) if size else 1
-    products = 2 * points * -(-rows // SHORT) * SHORT * channels * columns / 97
-    weights = 4 * points * channels * columns * blocks / 25
-    transforms = 0.3 * points * rows * (channels + filters) if size else 0
+    rates = WIDE_RATES if host().vector == 64 else RATES
+    products = 2 * points * -(-rows // SHORT) * SHORT * channels * columns / (rates.tiles if size else rates.direct)
+    weights = 4 * points * channels * columns * (1 + (blocks - 1) * rates.again) / rates.weights
+    transforms = rates.transform * points * rows * (channels + filters) if size else 0
     return products + weights + transforms
 
 
@@ -303,7 +330,9 @@ def _filtered(low: Any, window: Window, channels: int) -> tuple[Any, ...]:
         three(window.kernel, 1), three(window.strides, 1), three([b for b, _ in window.pads], 0),
         three(window.dilations, 1),
     )  # fmt: skip
-    return g, _weights(low, "depthwise", depthwise.pack_weights, 1, depthwise.LANES), *_tail(low, channels)
+    lanes = int(depthwise.LANES)
+    weight = _weights(low, ("depthwise", lanes), depthwise.pack_weights, 1, lanes)
+    return g, weight, *_tail(low, channels)
 
 
 def _lines(low: Any, form: Any) -> tuple[Any, Any]:

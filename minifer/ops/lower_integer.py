@@ -422,7 +422,7 @@ def _depthwise(low: Any, x: int, w: int, x_zero: int, w_zero: int, window: Windo
         three(window.dilations, 1),
     )  # fmt: skip
     zero = np.zeros(1, np.int16) if not low.has(w_zero) else low.value(w_zero).astype(np.int16)
-    key = ("int8 depthwise", zero.tobytes())
+    key = ("int8 depthwise", depthwise_int8.room(channels), zero.tobytes())
     weight = low.pack(w, key, lambda v: depthwise_int8.pack_depthwise(v, zero))
     y = low.output(0, CHANNELS_LAST)
     slots = (image, weight, end.bias, end.factors, end.shift, y, low.const(g))

@@ -14,7 +14,7 @@ import numpy as np
 
 from minifer import dtypes
 from minifer.kernels import activation, qproduct, quads, unary
-from minifer.kernels.simd import MR, NR
+from minifer.kernels.simd import EXACT, MR, NR
 from minifer.kernels.target import host
 from minifer.ops.registry import CHANNELS_LAST, PLAIN
 
@@ -56,7 +56,8 @@ def packed(low: Any, i: int, key: Any, groups: int, filters_first: Callable[[np.
         return made[which]
 
     parts = ("data", "table")
-    return tuple(low.pack(i, ("quads", name, key), lambda v, j=j: part(j, v)) for j, name in enumerate(parts))
+    form = (int(NR), int(EXACT))
+    return tuple(low.pack(i, ("quads", name, key, *form), lambda v, j=j: part(j, v)) for j, name in enumerate(parts))
 
 
 def call(

@@ -22,7 +22,10 @@ from minifer.kernels import runner_layout as runner
 SPINS = int(os.environ.get("MINIFER_SPIN", "40000"))
 
 _WORD = ctypes.c_int64
-_immortal: list[np.ndarray] = []
+
+def immortal(thing: object) -> None:
+    """Never free an object, not even when the interpreter shuts down and clears its modules: a worker may be in it."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 #: addresses of the runner's functions, where a plan that was read from disk brought them along
@@ -66,7 +69,7 @@ class Pool:
         raw = np.zeros((workers + 2) * runner.BOX_WORDS, np.int64)
         start = -raw.ctypes.data % 64 // 8
         self.boxes = raw[start : start + max(workers, 1) * runner.BOX_WORDS].reshape(-1, runner.BOX_WORDS)
-        _immortal.append(raw)
+        immortal(raw)
         self._states = self.boxes[:workers, runner.STATE]
         self._address = self.boxes.ctypes.data
         self._give_way = give_way_address()

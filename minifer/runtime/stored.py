@@ -248,7 +248,7 @@ def content_digest(content: np.ndarray) -> bytes:
     return sha256(content.data).digest()
 
 
-_code: dict[bytes, mmap.mmap] = {}  # by what seals it; it stays for ever, as a worker may be in it to the very end
+_code: dict[bytes, mmap.mmap] = {}  # by what seals it
 
 
 class Stored:
@@ -310,6 +310,9 @@ def _executable(file: int, place: int, size: int, seal: bytes) -> int:
     memory = _code.get(seal)
     if memory is None:
         memory = mmap.mmap(file, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_EXEC, offset=place)
+        from minifer.runtime.pool import immortal
+
+        immortal(memory)
         memory = _code.setdefault(seal, memory)
     return address_of(np.frombuffer(memory, np.uint8))
 

@@ -69,7 +69,13 @@ class OnnxRuntime:
 
 
 class OpenVino:
-    """OpenVINO's CPU plugin, tuned for latency, in the precision of the model."""
+    """OpenVINO's CPU plugin, tuned for latency, in the precision of the model.
+
+    It would else round to bytes what is multiplied by weights of bytes that a model makes floats of, where the machine
+    multiplies bytes: 1.5e-2 of the largest result for MiniLM.
+    """
+
+    EXACT = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
     def __init__(self, path: str, threads: int):
         openvino = importlib.import_module("openvino")
@@ -83,6 +89,8 @@ class OpenVino:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
         }
+        if self.EXACT in core.get_property("CPU", "SUPPORTED_PROPERTIES"):
+            options[self.EXACT] = 0
         self._request = core.compile_model(model, "CPU", options).create_infer_request()
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:

@@ -144,8 +144,8 @@ def test_object_by_llvm_loader(tmp_path):
     store.write(path, build.library_bytes(UNIT, host(), ".o"))
     find = library.load_object(path)  # keeps the code alive
     entry = library.ENTRY(find(tiny.double.name))
-    x, y = np.arange(8, dtype=np.float32), np.zeros(8, np.float32)
-    args, bases = library.record(tiny.double, {"x": x, "y": y, "n": 8})
+    x, y = np.arange(16, dtype=np.float32), np.zeros(16, np.float32)
+    args, bases = library.record(tiny.double, {"x": x, "y": y, "n": 16})
     assert entry(args.ctypes.data, bases.ctypes.data, 0, 1) == 0
     np.testing.assert_array_equal(y, 2 * x)
 

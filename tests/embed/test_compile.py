@@ -18,10 +18,10 @@ from minifer.errors import InputError, MiniferError, ModelError, ShapeError, Uns
 from minifer.ir import Graph, Model, TensorType
 from minifer.kernels.target import host
 from minifer.onnx_io import write_model
-from tests.embed.native import Library, aligned
+from tests.embed.native import LEVEL, RUN_V3, Library, aligned
 from tests.kernels.models import node
 
-HERE = pytest.mark.skipif(not host().name.startswith("x86-64-v3"), reason="the library made here is for x86-64-v3")
+HERE = pytest.mark.skipif(host().name not in RUN_V3, reason="the library made here is for x86-64-v3")
 RNG = np.random.default_rng(5)
 
 
@@ -67,7 +67,7 @@ def net(tmp_path_factory):
     """The small net for this machine: (model file, library, what compile returned)."""
     folder = tmp_path_factory.mktemp("net")
     data = small_net()
-    done = minifer.compile(data, "x86_64-linux", folder, name="small_net")
+    done = minifer.compile(data, "x86_64-linux", folder, name="small_net", cpu=LEVEL)
     return data, folder, done
 
 
@@ -142,7 +142,7 @@ def test_outputs_of_every_origin_and_a_value_that_is_refused(tmp_path):
 
 def test_the_same_model_gives_the_same_files(net, tmp_path):
     data, _, done = net
-    again = minifer.compile(data, "x86_64-linux", tmp_path, name="small_net")
+    again = minifer.compile(data, "x86_64-linux", tmp_path, name="small_net", cpu=LEVEL)
     for first, second in zip(done.files, again.files):
         assert first.read_bytes() == second.read_bytes(), first.name
 
@@ -188,7 +188,7 @@ def test_a_c_program_links_the_archive(target, tmp_path):
     for tool in filter(None, (compiler, emulator)):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-    if target == "x86_64-linux" and not host().name.startswith("x86-64-v3"):
+    if target == "x86_64-linux" and host().name not in RUN_V3:
         pytest.skip("this processor lacks AVX2")
     data = small_net()
     minifer.compile(data, target, tmp_path, name="small_net")

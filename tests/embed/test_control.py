@@ -13,7 +13,7 @@ import minifer
 from minifer.embed.abi import Status
 from minifer.errors import UnsupportedError
 from minifer.ir import Graph, SequenceType, TensorType
-from tests.embed.native import Library, aligned
+from tests.embed.native import LEVEL, Library, aligned
 from tests.embed.test_compile import HERE, made, normal
 from tests.kernels.models import node
 
@@ -48,7 +48,7 @@ def run(library: Library, feeds, weights=None) -> tuple[int, dict[str, np.ndarra
 
 def agree(data: bytes, feeds, folder, **options) -> Library:
     """Compile a model; every one of the `feeds` must give what it gives in the engine. Returns the library."""
-    minifer.compile(data, "x86_64-linux", folder, name="net", **options)
+    minifer.compile(data, "x86_64-linux", folder, name="net", cpu=LEVEL, **options)
     library, session = Library(folder / "libnet.so", "net"), minifer.load(data, threads=1)
     weights = None
     if options.get("weights") == "separate":
@@ -140,7 +140,7 @@ def test_two_branches_share_their_memory(tmp_path):
     one = made(half("m").nodes, {"x": floats(96, 96)}, {}, ["my"])
     nodes = [node("If", ["c"], ["y"], 21, then_branch=half("a"), else_branch=half("b"))]
     two = made(nodes, {"x": floats(96, 96), "c": FLAG}, {}, ["y"])
-    alone = minifer.compile(one, "x86_64-linux", tmp_path / "one").interface.workspace_bytes
+    alone = minifer.compile(one, "x86_64-linux", tmp_path / "one", cpu=LEVEL).interface.workspace_bytes
     library = agree(two, [{"x": normal(96, 96), "c": flag} for flag in (YES, NO)], tmp_path)
     assert alone <= library.workspace_bytes <= alone + 1024
 

@@ -17,7 +17,7 @@ import pytest
 import minifer
 from minifer import models
 from minifer.kernels.target import host
-from tests.embed.native import Library
+from tests.embed.native import RUN_V3, Library
 
 pytestmark = pytest.mark.embed
 
@@ -78,7 +78,7 @@ def test_a_compiled_model_agrees_with_the_engine(name, target, tmp_path):
 
 def run_library(folder, interface, feeds):
     """The shared library on this machine."""
-    if not host().name.startswith("x86-64-v3"):
+    if host().name not in RUN_V3:
         pytest.skip("this processor lacks AVX2")
     return Library(folder / "libnet.so", "net").run(feeds)
 

@@ -14,6 +14,7 @@ import minifer
 from minifer import models
 from minifer.kernels.target import host
 from minifer.pipelines.text import sentiment
+from tests.embed.native import RUN_V3
 
 pytestmark = pytest.mark.embed
 
@@ -26,7 +27,7 @@ MODEL = Path(models.__file__).parent / "sentiment.onnx"
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory):
-    if not host().name.startswith("x86-64-v3"):
+    if host().name not in RUN_V3:
         pytest.skip("this processor lacks AVX2")
     folder = tmp_path_factory.mktemp("native")
     minifer.compile(MODEL, "x86_64-linux", folder, name="mood")

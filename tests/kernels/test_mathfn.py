@@ -111,9 +111,10 @@ COMPILED = {name: make_kernel(name) for name in (*RELATIVE, "sin", "cos")}
 
 @kernel(name="test_mathfn_pow")
 def power(x: ptr_f32, y: ptr_f32, n: i64, tid: i64, nthreads: i64):
-    for i in range(0, n - 7, 8):
+    whole = n // lanes(x) * lanes(x)
+    for i in range(0, whole, lanes(x)):
         vstore(y, i, mathfn_pow(vload(x, i), vload(y, i)))
-    for i in range(n // 8 * 8, n):
+    for i in range(whole, n):
         y[i] = mathfn_pow(x[i], y[i])
 
 

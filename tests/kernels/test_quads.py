@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minifer.kernels import quads
-from minifer.kernels.simd import NR
+from minifer.kernels.simd import EXACT, NR
 from minifer.kernels.target import host
 from tests.kernels.models import check_native, model, node
 
@@ -19,7 +19,8 @@ def normal(spread: float, *shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("spread", [8, 25, 45, 300])
 @pytest.mark.parametrize("filters, depth, groups", [(5, 3, 1), (40, 1500, 1), (48, 70, 3)])
-def test_every_weight_is_packed_once_and_sums_fit(spread, filters, depth, groups):
+def test_every_weight_is_packed_once_and_sums_fit(monkeypatch, spread, filters, depth, groups):
+    monkeypatch.setattr(quads, "EXACT", 0)
     weight = normal(spread, filters, depth, 1, 1)
     data, table = quads.pack(weight, groups)
     panels, count = groups * -(-filters // groups // int(NR)), -(-depth // 4)
@@ -34,14 +35,31 @@ def test_every_weight_is_packed_once_and_sums_fit(spread, filters, depth, groups
             assert abs(positive).max(initial=0) * 255 < 1 << 15, "a quad may overflow"
             both = positive[0 : 2 * doubles : 2] + positive[1 : 2 * doubles : 2]
             assert abs(both).max(initial=0) * 255 < 1 << 15, "a double may overflow"
-    by_filter = found.transpose(0, 2, 1).reshape(groups, -1, 4 * count)[:, : filters // groups, :depth]
-    assert np.array_equal(by_filter.reshape(filters, depth), weight.reshape(filters, depth))
-    sums = table[panels : panels * (1 + int(NR))].reshape(groups, -1)[:, : filters // groups]
+    check_panels(found, table, weight, groups)
+
+
+def check_panels(found: np.ndarray, table: np.ndarray, weight: np.ndarray, groups: int) -> None:
+    """Panels (panels, steps, NR) hold the weights and nothing else, and the table begins with their sums."""
+    filters, depth = weight.shape[:2]
+    by_filter = found.transpose(0, 2, 1).reshape(groups, -1, found.shape[1])[:, : filters // groups]
+    assert np.array_equal(by_filter.reshape(filters, -1)[:, :depth], weight.reshape(filters, depth))
+    assert not by_filter[..., depth:].any()
+    sums = table[: len(found) * int(NR)].reshape(groups, -1)[:, : filters // groups]
     assert np.array_equal(sums.reshape(-1), weight.reshape(filters, -1).sum(1, dtype=np.int32))
 
 
+@pytest.mark.parametrize("filters, depth, groups", [(5, 3, 1), (40, 1500, 1), (48, 70, 3)])
+def test_exact_machines_take_any_weights_in_order(monkeypatch, filters, depth, groups):
+    monkeypatch.setattr(quads, "EXACT", 1)
+    weight = RNG.integers(-128, 128, (filters, depth, 1, 1)).astype(np.int8)
+    assert quads.worth(weight)
+    data, table = quads.pack(weight, groups)
+    panels = data.reshape(groups * -(-filters // groups // int(NR)), -1, int(NR), 4)
+    check_panels(panels.transpose(0, 1, 3, 2).reshape(len(panels), -1, int(NR)), table, weight, groups)
+
+
 @pytest.mark.skipif(not host().bytes_at_once, reason="this machine does not multiply bytes")
-@pytest.mark.parametrize("spread, name", [(20, "quads_u8"), (300, "product_u8")])
+@pytest.mark.parametrize("spread, name", [(20, "quads_u8"), (300, "quads_u8" if EXACT else "product_u8")])
 def test_the_weights_choose_the_kernel(spread, name):
     inputs = {"x": RNG.integers(0, 256, (1, 20, 7, 9)).astype(np.uint8)}
     consts = {

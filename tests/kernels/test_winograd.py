@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from minifer.kernels import winograd
+from minifer.kernels.target import TARGETS
+from minifer.ops import lower_conv
 from minifer.ops.lower_conv import conv_cost, winograd_size
 from minifer.session import Session
 from tests.kernels.models import check_native, model, node, steps
@@ -41,12 +45,18 @@ def test_the_matrices_filter_exactly(size, stride):
 
 SHAPES = [
     # batch, channels, filters, height, width, pads, size of the tiles
-    (1, 8, 8, 30, 30, (1, 1, 1, 1), 4),
+    (1, 16, 8, 30, 30, (1, 1, 1, 1), 4),
     (2, 33, 21, 19, 30, (0, 2, 1, 0), 4),
     (1, 130, 130, 7, 7, (1, 1, 1, 1), 2),
     (3, 96, 24, 25, 7, (2, 0, 0, 1), 4),
     (1, 256, 90, 13, 14, (1, 1, 1, 1), 4),
 ]
+
+
+@pytest.fixture
+def choose(monkeypatch):
+    """A function that makes the lowering take tiles of one size, whatever this machine would gain by them."""
+    return lambda size: monkeypatch.setattr("minifer.ops.lower_conv.winograd_size", lambda *arguments: size)
 
 
 @pytest.fixture
@@ -57,7 +67,8 @@ def shared(monkeypatch):
 
 @pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("batch, channels, filters, height, width, pads, size", SHAPES)
-def test_shapes(batch, channels, filters, height, width, pads, size):
+def test_shapes(batch, channels, filters, height, width, pads, size, choose):
+    choose(size)
     x, w = draw(batch, channels, height, width), draw(filters, channels, 3, 3)
     kernels = check_native(conv_model(x, w, pads=list(pads)), {"x": x}, 2e-5)
     assert f"winograd_{size}_tiles" in {k.kernel.name for k in kernels}
@@ -73,7 +84,8 @@ STRIDED = [
 
 @pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("batch, channels, filters, height, width, pads, size", STRIDED)
-def test_stride_2(batch, channels, filters, height, width, pads, size):
+def test_stride_2(batch, channels, filters, height, width, pads, size, choose):
+    choose(size)
     x, w = draw(batch, channels, height, width), draw(filters, channels, 3, 3)
     kernels = check_native(conv_model(x, w, pads=list(pads), strides=[2, 2]), {"x": x}, 2e-5)
     assert f"winograd_{size}_stride_2_tiles" in {k.kernel.name for k in kernels}
@@ -81,11 +93,11 @@ def test_stride_2(batch, channels, filters, height, width, pads, size):
 
 @pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
-def test_a_large_image_is_transformed_piece_by_piece(strides, monkeypatch):
+def test_a_large_image_is_transformed_piece_by_piece(strides, choose, monkeypatch):
     """One kernel does it all, with the same results as the two that share the transformed tiles."""
     x, w = draw(1, 64, 60, 56), draw(64, 64, 3, 3)
     made = conv_model(x, w, pads=[1, 1, 1, 1], strides=list(strides))
-    monkeypatch.setattr("minifer.ops.lower_conv.winograd_size", lambda *arguments: 4)
+    choose(4)
     two = Session(made, threads=1).run({"x": x})["y"]
     monkeypatch.setattr("minifer.ops.lower_conv.SHARED_TILES", 0)
     kernels = check_native(made, {"x": x}, 2e-5)
@@ -93,7 +105,8 @@ def test_a_large_image_is_transformed_piece_by_piece(strides, monkeypatch):
     assert Session(made, threads=1).run({"x": x})["y"].tobytes() == two.tobytes()
 
 
-def test_threads_with_tiles_enough_transform_their_own():
+def test_threads_with_tiles_enough_transform_their_own(choose):
+    choose(4)
     x, w = draw(1, 64, 28, 28), draw(64, 64, 3, 3)  # 49 tiles
     made, used = conv_model(x, w, pads=[1, 1, 1, 1]), []
     for threads in (2, 3):
@@ -105,7 +118,8 @@ def test_threads_with_tiles_enough_transform_their_own():
 
 @pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("op, attrs", [("Relu", {}), ("Sigmoid", {}), ("HardSwish", {}), ("Elu", {"alpha": 0.7})])
-def test_the_epilogue(op, attrs):
+def test_the_epilogue(op, attrs, choose):
+    choose(4)
     inputs, shift = {"x": draw(1, 20, 29, 31)}, draw(1, 20, 1, 1)
     consts = {"w": draw(20, 20, 3, 3) / 13, "b": draw(20), "shift": shift}
     nodes = [
@@ -127,9 +141,9 @@ def test_threads_do_not_change_a_bit(filters, height, width):
 
 
 @pytest.mark.parametrize("size, stride, bound", [(2, 1, 1e-6), (4, 1, 2e-6), (2, 2, 1e-6), (4, 2, 1e-6)])
-def test_error(size, stride, bound, monkeypatch):
+def test_error(size, stride, bound, choose):
     """rms of the error against rms of the results, 64 channels: about that of a plain float32 sum."""
-    monkeypatch.setattr("minifer.ops.lower_conv.winograd_size", lambda *arguments: size)
+    choose(size)
     x, w = draw(1, 64, 21, 21), draw(16, 64, 3, 3)
     got = Session(conv_model(x, w, strides=[stride] * 2), threads=1).run({"x": x})["y"].astype(np.float64)
     taps = [(i, j, x[:, :, i : i + 19 : stride, j : j + 19 : stride]) for i in range(3) for j in range(3)]
@@ -137,18 +151,37 @@ def test_error(size, stride, bound, monkeypatch):
     assert np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2)) < bound
 
 
-def test_the_rule():
+#: what the rule chooses where machines differ: channels, filters, size of the result, stride -> size of the tiles
+DIFFERENT = {
+    "x86-64-v3": {(8, 64, 56, 1): 4, (256, 256, 14, 1): 4, (128, 128, 28, 2): 4, (256, 256, 14, 2): 2},
+    "x86-64-v4": {(8, 64, 56, 1): 0, (256, 256, 14, 1): 2, (128, 128, 28, 2): 2, (256, 256, 14, 2): 0},
+}
+
+
+@pytest.fixture(params=DIFFERENT)
+def machine(request, monkeypatch):
+    """The lowering reckons for this target, wherever it runs."""
+    target = TARGETS[request.param]
+    lanes = SimpleNamespace(lanes=target.vector // 4)
+    for name, value in {"host": lambda: target, "NR": target.nr, "SHORT": target.short, "f32": lanes}.items():
+        monkeypatch.setattr(lower_conv, name, value)
+    return target.name
+
+
+def test_the_rule(machine):
     """Large maps take large tiles; where weights outweigh the pixels, small ones; few channels, none."""
     assert winograd_size(1, 64, 64, (56, 56)) == 4
     assert winograd_size(1, 512, 512, (7, 7)) == 2
     assert winograd_size(1, 512, 512, (28, 28)) == 4
     assert winograd_size(1, 3, 64, (224, 224)) == winograd_size(1, 64, 3, (224, 224)) == 0
     assert winograd_size(1, 512, 512, (2, 2)) == 0
-    assert winograd_size(1, 128, 128, (28, 28), 2) == 4
-    assert winograd_size(1, 256, 256, (14, 14), 2) == 2
+    assert winograd_size(1, 128, 128, (56, 56), 2) == 4
     assert winograd_size(1, 512, 512, (7, 7), 2) == winograd_size(1, 32, 32, (14, 14), 2) == 0
+    for (channels, filters, side, stride), size in DIFFERENT[machine].items():
+        assert winograd_size(1, channels, filters, (side, side), stride) == size
 
 
+@pytest.mark.usefixtures("machine")
 def test_the_cost_counts_work():
     small, large = (conv_cost(1, 64, 64, (s, s), 4) for s in (28, 56))
     assert 3 < large / small < 5

@@ -72,6 +72,22 @@ def settled(source, weights: np.ndarray = W) -> None:
         np.testing.assert_allclose(result, expected(X, weights), rtol=1e-4, atol=1e-4)
 
 
+def test_a_process_may_end_while_workers_spin(path):
+    """The code that they are in must not go before them."""
+    wide = floats(1024, 1024)
+    path.write_bytes(file([node("MatMul", "x w", "y")], {"x": "float32[512,1024]"}, "y", {"w": wide}))
+    assert [run(path, floats(512, 1024), threads=2)[1] for _ in range(2)] == [False, True]
+    program = (
+        "import sys, minifer, numpy as np\n"
+        "session = minifer.load(sys.argv[1], threads=2)\n"
+        "for _ in range(3): session.run({'x': np.ones((512, 1024), 'f')})\n"
+        "assert session._stored is not None"
+    )
+    for _ in range(4):
+        done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 # ---------------------------------------------------------------- what is found
 
 
