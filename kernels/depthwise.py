@@ -55,6 +55,8 @@ INFINITY = float("inf")
 LANES = PAIR
 #: neighbouring pixels that are computed at once; a divisor of the widths that image networks have (7, 14, 28, 56, 112)
 STRIP = 7
+#: rows that each piece has at least where pieces are parts of the rows; else they are parts of the channels, too
+ROWS = 12
 #: bytes of the buffer: in the first-level cache; in the second where the input comes from further away than the third
 NEAR, FAR, LARGE = 24 << 10, 160 << 10, 8 << 20
 
@@ -186,7 +188,7 @@ def over_lines(fill, together):
 
     def convolve(
         source, weight, bias, residual, y, buffer, lines, g, tile, columns, group, code, first, second, has_bias,
-        has_residual, slot, tid, nthreads,
+        has_residual, slot, pieces, tid, nthreads,
     ):  # fmt: skip
         channels, out_w = g[CHANNELS], g[OUT_W]
         taps_w, step_w, stride_w = g[TAPS_W], g[DILATION_W], g[STRIDE_W]
@@ -194,17 +196,21 @@ def over_lines(fill, together):
         rows, tiles = g[BATCH] * g[OUT_D] * g[OUT_H], (out_w + tile - 1) // tile
         blocks = (channels + LANES - 1) // LANES
         groups = (blocks + group - 1) // group
-        units = groups * tiles * rows
+        # many rows: pieces are parts of them, as in the steps before and behind, so that a thread finds its own results
+        by_rows = pieces > 1 and rows >= ROWS * pieces
+        first_row = share(rows, tid, nthreads) if by_rows else 0
+        mine = share(rows, tid + 1, nthreads) - first_row if by_rows else rows
+        units = groups * tiles * mine
         buffer = buffer + slot * (group * slots * columns * LANES)
         lines = lines + slot * (group * 4 * slots)
         swish = code == HARD_SWISH and has_residual == 0
         at_once = swish or (code == CLAMP and has_residual == 0)
         low = first if at_once else f32(-INFINITY)
         high = second if at_once else f32(INFINITY)
-        unit, end = share(units, tid, nthreads), share(units, tid + 1, nthreads)
+        unit, end = (0, units) if by_rows else (share(units, tid, nthreads), share(units, tid + 1, nthreads))
         while unit < end:
-            strand, row = unit // rows, unit % rows
-            count = min(rows - row, end - unit)
+            strand, row = unit // mine, first_row + unit % mine
+            count = min(first_row + mine - row, end - unit)
             unit += count
             from_b = share(blocks, strand // tiles, groups)
             to_b = share(blocks, strand // tiles + 1, groups)
@@ -272,17 +278,19 @@ copied = over_lines(copy_line, 1)
 def depthwise(
     x: ptr_f32, weight: ptr_f32, bias: ptr_f32, residual: ptr_f32, y: ptr_f32, buffer: ptr_f32, lines: ptr_i64,
     g: ptr_i64, tile: i64, columns: i64, group: i64,
-    code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64, slot: i64, tid: i64, nthreads: i64,
+    code: i64, first: f32, second: f32, has_bias: i64, has_residual: i64, slot: i64, pieces: i64,
+    tid: i64, nthreads: i64,
 ):  # fmt: skip
     """y = activate(depthwise convolution of x + bias + residual).
 
     x: (batch, depth, height, width, channels); weight: see pack_weights; bias: (channels,); residual, y: (batch, out
     depth, out height, out width, channels); buffer, lines: `floats` and `words` of a Buffer per thread; tile, columns,
-    group: its others. 2 * results * taps FLOPs. Work is split over blocks of channels and lines of y.
+    group: its others. 2 * results * taps FLOPs. Work is split over lines of y, or over blocks of channels and
+    lines.
     """
     copied(
         (x,), weight, bias, residual, y, buffer, lines, g, tile, columns, group, code, first, second, has_bias,
-        has_residual, slot, tid, nthreads,
+        has_residual, slot, pieces, tid, nthreads,
     )  # fmt: skip
 
 

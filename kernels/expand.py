@@ -125,7 +125,7 @@ def expand_depthwise(
     x: ptr_f32, b: ptr_f32, offset: ptr_f32, weight: ptr_f32, bias: ptr_f32, residual: ptr_f32, y: ptr_f32,
     buffer: ptr_f32, lines: ptr_i64, g: ptr_i64, k: i64, lda: i64, inner_code: i64, inner_first: f32,
     inner_second: f32, has_offset: i64, tile: i64, columns: i64, group: i64, code: i64, first: f32, second: f32,
-    has_bias: i64, has_residual: i64, slot: i64, tid: i64, nthreads: i64,
+    has_bias: i64, has_residual: i64, slot: i64, pieces: i64, tid: i64, nthreads: i64,
 ):  # fmt: skip
     """y = activate(depthwise convolution of e + bias + residual), where e = inner activation of (x @ b + offset).
 
@@ -135,5 +135,5 @@ def expand_depthwise(
     """
     made(
         (x, b, offset, k, lda, inner_code, inner_first, inner_second, has_offset), weight, bias, residual, y, buffer,
-        lines, g, tile, columns, group, code, first, second, has_bias, has_residual, slot, tid, nthreads,
+        lines, g, tile, columns, group, code, first, second, has_bias, has_residual, slot, pieces, tid, nthreads,
     )  # fmt: skip

@@ -4,8 +4,8 @@ The micro-kernel keeps an MR x NR tile of C in registers and adds one outer prod
 it keep a block of B in the second-level cache while all rows of A go by, and MR rows of A in the first while they meet
 the block (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, with A and B exchanged).
 Meanwhile the cache is told what comes next: the next block of B, then the next rows of A (a fifth of the time where
-weights come from memory or rows are many). A is read where it lies: row pointers need no packing. k is never split, so
-that C is written once and never read.
+weights come from memory or rows are many). A is read where it lies: row pointers need no packing. k is split only where
+A's rows are so long that the cache does not hold them: elsewhere C is written once and never read.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from minifer.kernels.spec import f32, i64, kernel, ptr_f32
 
 #: floats of a cache line
 LINE = 16
+#: steps of k that make a part worth while
+LEAST_STEPS = 512
 #: panels that are read side by side for a lone row
 TOGETHER = 4
 #: parts of a panel's rows that threads share, at most, and about the rows that one has at least
@@ -190,49 +192,73 @@ def gemm(
             end_i = min(m, share(strips, part + following - unit, parts) * MR)
             end_j = min(n, j + NR)
         block_product(
-            a, b, c, bias, residual, n, k, lda, ldc, ldr, has_bias, has_residual, code, first, second, i, end_i, j,
+            a, b, c, bias, residual, m, n, k, lda, ldc, ldr, has_bias, has_residual, code, first, second, i, end_i, j,
             end_j,
         )  # fmt: skip
         unit = following
 
 
 def block_product(
-    a, b, c, bias, residual, n, k, lda, ldc, ldr, has_bias, has_residual, code, first, second, first_row, last_row,
+    a, b, c, bias, residual, m, n, k, lda, ldc, ldr, has_bias, has_residual, code, first, second, first_row, last_row,
     first_column, last_column,
 ):  # fmt: skip
     """The product for some rows and whole panels of columns."""
+    # rows that are too long for the cache go by parts of k, with sums kept in C, so that they meet all columns there;
+    # judged by all rows, as the residual then comes first, whatever part of the rows this is
+    parts = k * m // (2 * BLOCK) + 1 if UNROLL == 1 and m * LEAST_STEPS <= 2 * BLOCK else 1
+    part_size = ((k + parts - 1) // parts + 3) // 4 * 4
     # few rows stay in the cache: then small blocks, because nobody fetches the first one ahead
-    size = BLOCK // 16 if UNROLL == 1 and (last_row - first_row) * k <= BLOCK else BLOCK
-    group = max(1, size // (max(k, 1) * NR)) * NR
-    for block in range(first_column, last_column, group):
-        end = min(block + group, last_column)
-        i, turn = first_row, 0
-        while i < last_row:
-            valid = next_rows(last_row - i)
-            rows = rows_strided(a + i * lda, lda, valid)
-            # each of the first four tiles fetches a quarter of the next block; fewer tiles leave the memory no time
-            fetch_block = turn < 4 and end < n and last_row - first_row > 15
-            quarter, next_tile = group * k + turn * (k // 4 * NR), a + (i + valid) * lda
-            for j in range(block, end, NR):
-                panel, columns = b + j * k, min(NR, n - j)
-                target, offset = c + (i * ldc + j), residual + (i * ldr + j)
-                ahead = panel + quarter if fetch_block else next_tile + min(j - block, 2 * NR) * (k // 4)
-                if has_residual != 0:
-                    fetch_rows(offset, ldr, valid)
-                if valid <= SHORT:
-                    acc = accumulate_ahead(tile_zero_short(), rows, panel, k, ahead, 1)
-                    finish(
-                        acc, target, bias + j, offset, ldc, ldr, valid, columns, has_bias, has_residual, code, first,
-                        second,
-                    )  # fmt: skip
-                else:
-                    full = accumulate_ahead(tile_zero(), rows, panel, k, ahead, 1)
-                    finish(
-                        full, target, bias + j, offset, ldc, ldr, valid, columns, has_bias, has_residual, code, first,
-                        second,
-                    )  # fmt: skip
-            i += valid
-            turn += 1
+    size = BLOCK // 16 if UNROLL == 1 and m * part_size <= 2 * BLOCK else BLOCK
+    group = max(1, size // (max(part_size, 1) * NR)) * NR
+    for part in range(parts):
+        before = part * part_size
+        steps, last = min(part_size, k - before), part + 1 == parts
+        residual_now, residual_last = has_residual if parts > 1 and part == 0 else 0, has_residual if parts == 1 else 0
+        for block in range(first_column, last_column, group):
+            end = min(block + group, last_column)
+            i, turn = first_row, 0
+            while i < last_row:
+                valid = next_rows(last_row - i)
+                rows = rows_strided(a + (i * lda + before), lda, valid)
+                # each of the first four tiles fetches a quarter of the next block; few rows leave the memory no time
+                fetch_block = turn < 4 and end < n and last_row - first_row > 15
+                quarter, next_tile = group * k + turn * (steps // 4 * NR), a + ((i + valid) * lda + before)
+                for j in range(block, end, NR):
+                    panel, columns = b + (j * k + before * NR), min(NR, n - j)
+                    target, offset = c + (i * ldc + j), residual + (i * ldr + j)
+                    ahead = panel + quarter if fetch_block else next_tile + min(j - block, 2 * NR) * (steps // 4)
+                    if has_residual != 0:
+                        fetch_rows(offset, ldr, valid)
+                    if valid <= SHORT:
+                        acc = tile_zero_short()
+                        if part > 0:
+                            acc = tile_add(acc, target, ldc, valid, columns)
+                        if residual_now != 0:
+                            acc = tile_add(acc, offset, ldr, valid, columns)
+                        acc = accumulate_ahead(acc, rows, panel, steps, ahead, 1)
+                        if last:
+                            finish(
+                                acc, target, bias + j, offset, ldc, ldr, valid, columns, has_bias, residual_last, code,
+                                first, second,
+                            )  # fmt: skip
+                        else:
+                            tile_store(target, ldc, acc, valid, columns)
+                    else:
+                        full = tile_zero()
+                        if part > 0:
+                            full = tile_add(full, target, ldc, valid, columns)
+                        if residual_now != 0:
+                            full = tile_add(full, offset, ldr, valid, columns)
+                        full = accumulate_ahead(full, rows, panel, steps, ahead, 1)
+                        if last:
+                            finish(
+                                full, target, bias + j, offset, ldc, ldr, valid, columns, has_bias, residual_last, code,
+                                first, second,
+                            )  # fmt: skip
+                        else:
+                            tile_store(target, ldc, full, valid, columns)
+                i += valid
+                turn += 1
 
 
 def row_product(a, b, c, bias, residual, j, stop, n, k, has_bias, has_residual, code, first, second):

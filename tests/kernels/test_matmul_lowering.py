@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from minifer.session import Session
 from tests.kernels.models import check_native, model, node
 
 RNG = np.random.default_rng(11)
@@ -56,3 +57,20 @@ def test_bias_residual_and_activation_run_in_the_epilogue():
     ]
     kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
     assert [k.node.op for k in kernels] == ["MatMul"]
+
+
+@pytest.mark.parametrize("rows", [230, 60])
+def test_long_rows_go_by_parts_with_the_same_sums(rows):
+    """A is too large for the second-level cache: sums are kept in C between parts of k, whoever computes which rows."""
+    depth = 8 * (1 << 17) // rows // 4 * 4 + 6
+    inputs, consts = {"a": draw(rows, depth), "r": draw(rows, 70)}, {"b": draw(depth, 70) / 64, "c": draw(70)}
+    nodes = [
+        node("MatMul", ["a", "b"], ["p"]),
+        node("Add", ["p", "c"], ["q"]),
+        node("Add", ["q", "r"], ["s"]),
+        node("Relu", ["s"], ["y"]),
+    ]
+    made = model(nodes, inputs, consts, ["y"])
+    check_native(made, inputs)
+    one, four = (Session(made, threads=t).run(inputs)["y"] for t in (1, 4))
+    assert one.tobytes() == four.tobytes()
