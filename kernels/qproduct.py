@@ -101,10 +101,10 @@ def geometry(
     return in_blocks(g, int(MR), 2 * depth(g) + 2 * filters, threads)
 
 
-def in_blocks(g: np.ndarray, rows: int, row_bytes: int, threads: int) -> np.ndarray:
-    """The table with the size of blocks set: a multiple of `rows` pixels, each of which takes `row_bytes`."""
+def in_blocks(g: np.ndarray, rows: int, row_bytes: int, threads: int, room: int = BLOCK_BYTES) -> np.ndarray:
+    """The table with the size of blocks set: a multiple of `rows` pixels, each of which takes `row_bytes` of `room`."""
     pixels = int(g[BATCH] * g[OUT_D] * g[OUT_H] * g[OUT_W])
-    most = max(rows, BLOCK_BYTES // row_bytes // rows * rows)
+    most = max(rows, room // row_bytes // rows * rows)
     count = max(-(-pixels // most), min(2 * threads, pixels // 64)) if threads > 1 else -(-pixels // most)
     g[BLOCK] = -(-pixels // (max(count, 1) * rows)) * rows
     return g
@@ -160,11 +160,10 @@ def patches(copy, blank):
         of = channels // groups
         height, width, taps = g[IN_H], g[IN_W], g[TAPS_W]
         straight = of == channels and g[DILATION_W] == 1
+        ow, rest = first % g[OUT_W], first // g[OUT_W]
+        oh, rest = rest % g[OUT_H], rest // g[OUT_H]
+        od, image = rest % g[OUT_D], rest // g[OUT_D]
         for i in range(count):
-            pixel = first + i
-            ow, rest = pixel % g[OUT_W], pixel // g[OUT_W]
-            oh, rest = rest % g[OUT_H], rest // g[OUT_H]
-            od, image = rest % g[OUT_D], rest // g[OUT_D]
             w = ow * g[STRIDE_W] - g[PAD_W]
             inside = straight and w >= 0 and w + taps <= width
             target = a + i * long
@@ -187,6 +186,13 @@ def patches(copy, blank):
                     target = target + taps * of
             for p in range(g[TAPS_D] * g[TAPS_H] * taps * of, long):  # their weights are 0
                 a[i * long + p] = 0
+            ow += 1
+            if ow == g[OUT_W]:
+                ow, oh = 0, oh + 1
+            if oh == g[OUT_H]:
+                oh, od = 0, od + 1
+            if od == g[OUT_D]:
+                od, image = 0, image + 1
 
     return fill
 

@@ -51,6 +51,7 @@ from minifer.kernels.conv import (
 from minifer.kernels.conv import geometry as conv_geometry
 from minifer.kernels.integer import signed
 from minifer.kernels.qproduct import (
+    BLOCK_BYTES,
     ROW,
     bytes_end,
     float_end,
@@ -130,7 +131,8 @@ def geometry(
 ) -> np.ndarray:
     """The table for a convolution, with the size of its blocks."""
     g = conv_geometry(batch, channels, filters, groups, in_size, out_size, taps, strides, pads, dilations)
-    return in_blocks(g, int(tile_rows()), depth(g) + 2 * filters, threads)
+    room = BLOCK_BYTES * (4 if EXACT else 1)  # the second-level cache is larger there
+    return in_blocks(g, int(tile_rows()), depth(g) + 2 * filters, threads, room)
 
 
 def strip_words(g: np.ndarray) -> int:
@@ -314,23 +316,24 @@ fill = patches(copy_run, set_run)
 # ---------------------------------------------------------------- the kernel
 
 
-def panel_product(acc, rows, b, long):
-    """acc + the rows times a panel b of `long` steps in order."""
+def panel_product(acc, rows, b, long, later, pace):
+    """acc + the rows times a panel b of `long` steps in order; fetches weights needed later, `pace` bytes a step."""
     for p in range(0, long, 4):
         acc = tile_dot4_i32(acc, rows, p, b + p * NR)
         prefetch(b, p * NR + AHEAD)
         prefetch(b, p * NR + AHEAD + 64)
+        prefetch(later, p * pace)
     return acc
 
 
-def exact_tile(rows, long, m, b, offsets, sums):
+def exact_tile(rows, long, m, b, offsets, sums, later, pace):
     """sums (m, NR) = offsets + m rows, `long` bytes apart, times a panel. A function of its own, with all registers."""
     left = rows_strided(rows, long, m)
     if m > SHORT:
-        tile = panel_product(tile_add_i32(tile_zero_i32(), offsets, 0), left, b, long)
+        tile = panel_product(tile_add_i32(tile_zero_i32(), offsets, 0), left, b, long, later, pace)
         tile_store_i32(sums, NR, tile, MR, NR)
     elif m > 1:
-        short = panel_product(tile_add_i32(tile_zero_short_i32(), offsets, 0), left, b, long)
+        short = panel_product(tile_add_i32(tile_zero_short_i32(), offsets, 0), left, b, long, later, pace)
         tile_store_i32(sums, NR, short, SHORT, NR)
     else:
         row_product(left, long, b, offsets, sums)
@@ -465,6 +468,8 @@ def quads(T, B, finish) -> KernelSpec:
                     filled = group
                     fill(x, rows, shift, flip, g, start, count, group, long)
                 end_q = min(min(q + together, panel_to), (group + 1) * panels)
+                tiles = (count + most - 1) // most  # whose products fetch the next panels, each its share
+                later, pace = data + end_q * (long * NR), (NR + tiles - 1) // tiles
                 lines = (most * long + 63) // 64
                 lines = (lines + end_q - q - 1) // (end_q - q)  # of the next rows, fetched while a panel is multiplied
                 for i in range(0, count, most):
@@ -475,7 +480,8 @@ def quads(T, B, finish) -> KernelSpec:
                         for line in range((p - q) * lines, (p - q + 1) * lines):
                             prefetch(tile + most * long, line * 64)
                         if EXACT:
-                            exact_tile(tile, long, m, data + p * (long * NR), offsets + p * NR, sums)
+                            exact_tile(tile, long, m, data + p * (long * NR), offsets + p * NR, sums, later, pace)
+                            later = later + long * pace
                         else:
                             words = table + table[groups * panels * NR + p]
                             b = data + words[0] * (4 * NR)
