@@ -101,11 +101,16 @@ def geometry(
     return in_blocks(g, int(MR), 2 * depth(g) + 2 * filters, threads)
 
 
-def in_blocks(g: np.ndarray, rows: int, row_bytes: int, threads: int, room: int = BLOCK_BYTES) -> np.ndarray:
-    """The table with the size of blocks set: a multiple of `rows` pixels, each of which takes `row_bytes` of `room`."""
+def in_blocks(
+    g: np.ndarray, rows: int, row_bytes: int, threads: int, room: int = BLOCK_BYTES, parts: int = 2
+) -> np.ndarray:
+    """The table with the size of blocks set: a multiple of `rows` pixels, each of which takes `row_bytes` of `room`.
+
+    Several threads get `parts` blocks each, if these are not too small.
+    """
     pixels = int(g[BATCH] * g[OUT_D] * g[OUT_H] * g[OUT_W])
     most = max(rows, room // row_bytes // rows * rows)
-    count = max(-(-pixels // most), min(2 * threads, pixels // 64)) if threads > 1 else -(-pixels // most)
+    count = max(-(-pixels // most), min(parts * threads, pixels // 64)) if threads > 1 else -(-pixels // most)
     g[BLOCK] = -(-pixels // (max(count, 1) * rows)) * rows
     return g
 

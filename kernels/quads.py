@@ -131,8 +131,8 @@ def geometry(
 ) -> np.ndarray:
     """The table for a convolution, with the size of its blocks."""
     g = conv_geometry(batch, channels, filters, groups, in_size, out_size, taps, strides, pads, dilations)
-    room = BLOCK_BYTES * (4 if EXACT else 1)  # the second-level cache is larger there
-    return in_blocks(g, int(tile_rows()), depth(g) + 2 * filters, threads, room)
+    more = 4 if EXACT else 1  # the second-level cache is larger there
+    return in_blocks(g, int(tile_rows()), depth(g) + 2 * filters, threads, more * BLOCK_BYTES, 2 * more)
 
 
 def strip_words(g: np.ndarray) -> int:
@@ -439,7 +439,7 @@ def quads(T, B, finish) -> KernelSpec:
         of_group = filters // groups
         panels = (of_group + NR - 1) // NR
         blocks, chunks, most = (pixels + block - 1) // block, chunks_of(long), tile_rows()
-        by_block = blocks >= 2 * pieces or panels * groups < 2 * pieces
+        by_block = blocks >= 2 * pieces or (blocks > 1 and panels * groups < 2 * pieces)
         block_from = share(blocks, tid, nthreads) if by_block else 0
         block_to = share(blocks, tid + 1, nthreads) if by_block else blocks
         panel_from = 0 if by_block else share(groups * panels, tid, nthreads)
