@@ -54,6 +54,9 @@ BLOCK = TileConstant("block", host().block)
 #: 1 where four products of bytes are added to 32 bits at once, 0 where two are to 16 bits first
 EXACT = TileConstant("exact_bytes", host().exact_bytes)
 
+#: 1 where there are matrix registers, else 0
+MATRIX = TileConstant("matrix", host().matrix)
+
 #: bytes of a natural vector
 VECTOR = host().vector
 
@@ -522,6 +525,12 @@ def vodd(a: Vec, b: Vec) -> Vec:
 
 
 @primitive
+def vzip_odd(a: Vec, b: Vec) -> Vec:
+    """a1 b1 a3 b3 a5 b5 ...: the odd lanes of a and b interleaved."""
+    return _zip(a[1::2], b[1::2]).view(Vec)
+
+
+@primitive
 def vlow(a: Vec) -> Vec:
     """The lower half of the lanes: a vector of half as many."""
     return _vec(a[: a.size // 2])
@@ -794,6 +803,73 @@ def tile_store_i32(c: Ptr, ldc: int, acc, m: int, n: int) -> None:
     for i in range(m):
         start = c.locate(i * ldc, n)
         c.array[start : start + n] = acc[i, :n]
+
+
+# ---------------------------------------------------------------- matrix registers
+
+
+#: bfloat16 pairs of a step's third of a number: SIDE rows of 16
+SIDE, THIRD = 32, 512
+
+_MATRIX = np.zeros((SIDE, SIDE), np.float32)
+
+
+@primitive
+def matrix_open() -> None:
+    """Make ready the matrix registers of this thread, which hold a block of SIDE x SIDE f32. Only where MATRIX is 1."""
+
+
+@primitive
+def matrix_close() -> None:
+    """Give the matrix registers back."""
+
+
+@primitive
+def matrix_zero() -> None:
+    """The block in the matrix registers becomes zeros."""
+    _MATRIX[:] = 0
+
+
+@primitive
+def matrix_load(p: Ptr) -> None:
+    """The block in the matrix registers becomes the SIDE * SIDE elements at p."""
+    start = p.locate(0, _MATRIX.size)
+    _MATRIX[:] = p.array[start : start + _MATRIX.size].reshape(SIDE, SIDE)
+
+
+@primitive
+def matrix_store(p: Ptr) -> None:
+    """The block in the matrix registers to the SIDE * SIDE elements at p."""
+    start = p.locate(0, _MATRIX.size)
+    p.array[start : start + _MATRIX.size] = _MATRIX.reshape(-1)
+
+
+@primitive
+def matrix_product(a: Ptr, b: Ptr, turn: int) -> None:
+    """One of six products of parts; all six, turn 0 to 5 in this order, add a step of k.
+
+    block[i, j] += sum over k < 32 of a[i, k] b[k, j], for numbers in three parts, less what is below 2^-24 of it. Turns
+    6 to 11 do that for the upper half of the rows alone, turns 12 to 17 for the left half of the columns.
+
+    a: u32, a first, a second and a third part of SIDE rows of 32 bfloat16, two in a word, the first in its lower half.
+    b: its three parts, each columns 0 to 15 of 16 pairs of rows, a pair in a word, then columns 16 to 31. Denormal
+    parts and results count as zero.
+    """
+    (p, q), part = MATRIX_PRODUCTS[turn % 6], turn // 6
+    rows, columns = SIDE // (2 if part == 1 else 1), SIDE // (2 if part == 2 else 1)
+    start, other = a.locate(p * THIRD, THIRD), b.locate(q * THIRD, THIRD)
+    left = _halves(a.array[start : start + THIRD]).reshape(SIDE, 32)
+    right = _halves(b.array[other : other + THIRD]).reshape(2, 16, 16, 2).transpose(1, 3, 0, 2).reshape(32, SIDE)
+    _MATRIX[:rows, :columns] = (_MATRIX + left @ right)[:rows, :columns]
+
+
+#: which parts of a and b matrix_product multiplies, turn by turn: neighbours share one, which stays in its registers
+MATRIX_PRODUCTS = ((2, 0), (0, 0), (0, 2), (0, 1), (1, 1), (1, 0))
+
+
+def _halves(pairs: np.ndarray) -> np.ndarray:
+    """The bfloat16 numbers of u32 words, the lower half of each first."""
+    return (pairs.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
 # ---------------------------------------------------------------- threads and calls (for the runtime, not for kernels)

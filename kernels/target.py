@@ -6,9 +6,9 @@ is `mr` rows by `nr` columns of float32: as many accumulators as the register fi
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
-import platform
 import sys
 from typing import NamedTuple
 
@@ -58,6 +58,11 @@ class Target(NamedTuple):
         return _VNNI in self.features.split(",")
 
     @property
+    def matrix(self) -> bool:
+        """Whether there are matrix registers: two blocks of 16 x 32 bfloat16 are multiplied by one instruction."""
+        return self.features == _AMX
+
+    @property
     def unroll(self) -> int:
         """Steps of a product that are written out one after the other. In WebAssembly engines, which see more values
         alive than there are registers, one step at a time is a quarter faster. Where there are 32 registers LLVM would
@@ -68,13 +73,14 @@ class Target(NamedTuple):
 #: the environment variable that names a target to plan for in place of this machine's: see minifer/embed
 PLAN_FOR = "MINIFER_PLAN_FOR"
 
-_VNNI = "+avx512vnni"
+_VNNI, _AMX = "+avx512vnni", "+avx512vnni,+amx-tile,+amx-bf16"
 _RELAXED, _RV64 = ",+relaxed-simd", "+m,+a,+f,+d,+c"
 _WASM = "+simd128,+bulk-memory,+nontrapping-fptoint,+sign-ext"
 
 TARGETS: dict[str, Target] = {
     t.name: t
     for t in (
+        Target("x86-64-amx", "x86_64-unknown-linux-gnu", "x86-64-v4", _AMX, 12, 32, True, True, True, vector=64),
         Target("x86-64-v4", "x86_64-unknown-linux-gnu", "x86-64-v4", _VNNI, 12, 32, True, True, True, vector=64),
         Target("x86-64-v3", "x86_64-unknown-linux-gnu", "x86-64-v3", "", 6, 16, True, True, True),
         Target("x86-64-v2", "x86_64-unknown-linux-gnu", "x86-64-v2", "", 4, 8, False, False, False),
@@ -92,7 +98,10 @@ TARGETS: dict[str, Target] = {
 _V3_FLAGS = {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"}
 #: and what x86-64-v4 does, with the products of bytes that all such machines have but the first
 _V4_FLAGS = _V3_FLAGS | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}
-_LEVELS = {"v4": _V4_FLAGS, "v3": _V3_FLAGS}
+_AMX_FLAGS = _V4_FLAGS | {"amx_tile", "amx_bf16"}
+_LEVELS = {"amx": _AMX_FLAGS, "v4": _V4_FLAGS, "v3": _V3_FLAGS}
+#: Linux gives a process the state of matrix registers if it asks: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+TILE_DATA = (158, 0x1023, 18)
 
 
 @functools.cache
@@ -103,13 +112,33 @@ def host() -> Target:
     """
     if os.environ.get(PLAN_FOR):
         return TARGETS[os.environ[PLAN_FOR]]
-    machine = platform.machine().lower()
+    machine = _machine()
     if machine in ("x86_64", "amd64"):
         flags = _flags()
+        if flags >= _AMX_FLAGS and not _matrix_allowed():
+            flags -= _AMX_FLAGS - _V4_FLAGS
         return TARGETS[next((f"x86-64-{name}" for name, needs in _LEVELS.items() if flags >= needs), "x86-64-v2")]
     if machine in ("aarch64", "arm64"):
         return TARGETS["aarch64"]
     return TARGETS["wasm32" if sys.platform == "emscripten" else "x86-64-v2"]
+
+
+def _machine() -> str:
+    if hasattr(os, "uname"):
+        return os.uname().machine.lower()
+    import platform  # takes long to import
+
+    return platform.machine().lower()
+
+
+def _matrix_allowed() -> bool:
+    """Ask the system for the matrix registers, for all threads of this process."""
+    if sys.platform != "linux":
+        return False
+    try:
+        return bool(ctypes.CDLL(None).syscall(*TILE_DATA) == 0)
+    except (OSError, AttributeError):
+        return False
 
 
 def _flags() -> set[str]:

@@ -44,7 +44,7 @@ def lowered_like(target: Target) -> Target:
     """The first target whose IR is this one's: it depends on the tile and on what the lowering asks about, no more."""
 
     def seen(t: Target) -> tuple:
-        return (t.mr, t.nr, t.unroll, t.fma, t.half, t.masked, t.vector)
+        return (t.mr, t.nr, t.unroll, t.fma, t.half, t.masked, t.vector, t.matrix)
 
     return next((t for t in TARGETS.values() if seen(t) == seen(target)), target)
 

@@ -22,11 +22,14 @@ def initialise() -> None:
     """Make LLVM's targets available; harmless when repeated."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
+    llvm.initialize_native_asmparser()
 
 
 def machine_for(target: Target, triple: str | None = None):
-    """LLVM's target machine; position-independent code except for wasm."""
+    """LLVM's target machine; position-independent code except for wasm. KernelError where it cannot be had."""
     initialise()
+    if target.matrix and not llvm.get_process_triple().startswith("x86_64"):
+        raise KernelError(f"code for {target.name} asks the system for its registers, and is made on x86-64 only")
     return llvm.Target.from_triple(triple or target.triple).create_target_machine(
         cpu=target.cpu,
         features=target.features,

@@ -20,11 +20,13 @@ class Platform:
     runtime: tuple[str, ...] = ()  # how names begin that the compiler's own library brings to every program there
 
 
+_X86_64 = ("x86-64-v3", "x86-64-v2", "x86-64-v4", "x86-64-amx")
+
 PLATFORMS = {
     p.name: p
     for p in (
         Platform("wasm32", "wasm", {"simd128": "wasm32"}),
-        Platform("x86_64-linux", "elf", {v: v for v in ("x86-64-v3", "x86-64-v2", "x86-64-v4")}, shared=True),
+        Platform("x86_64-linux", "elf", {v: v for v in _X86_64}, shared=True),
         Platform("aarch64-linux", "elf", {"generic": "aarch64"}, shared=True),
         Platform("riscv64-linux", "elf", {"generic": "riscv64"}, shared=True),
         Platform("x86_64-windows", "object", {"x86-64-v3": "x86-64-windows"}, False, False, ".obj", ("_fltused",)),

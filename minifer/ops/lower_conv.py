@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minifer.errors import ShapeError
-from minifer.kernels import conv, conv_transpose, depthwise, expand, stem, winograd
+from minifer.kernels import conv, conv_transpose, depthwise, expand, matrix, stem, winograd
 from minifer.kernels.simd import MR, NR, SHORT, f32
 from minifer.kernels.target import host
 from minifer.ops.lower_fused import conv_tail
-from minifer.ops.lower_matmul import dense, packed
+from minifer.ops.lower_matmul import dense, packed, worth_matrix
 from minifer.ops.registry import CHANNELS_LAST, Call, Declined
 from minifer.ops.window import Window, slide
 
@@ -45,6 +45,8 @@ class Rates(NamedTuple):
 
 #: by the width of vectors: 32 bytes, measured on Zen 3, and 64, measured on Granite Rapids
 RATES, WIDE_RATES = Rates(97, 97, 25, 1, 0.3), Rates(175, 190, 20, 0.25, 0.12)
+#: and FLOPs in a nanosecond of an implicit product on matrix registers, measured there as well
+MATRIX_RATE = 300
 
 
 def three(values: Sequence[Any], fill: int) -> tuple[int, ...]:
@@ -194,7 +196,10 @@ def conv_cost(batch: int, channels: int, filters: int, out: Sequence[Any], size:
     columns = -(-filters // NR) * NR
     blocks = -(-rows // winograd.BLOCK) if size else 1
     rates = WIDE_RATES if host().vector == 64 else RATES
-    products = 2 * points * -(-rows // SHORT) * SHORT * channels * columns / (rates.tiles if size else rates.direct)
+    rate, together = rates.tiles if size else rates.direct, SHORT
+    if not size and matrix_fits(channels, 1):
+        rate, together = MATRIX_RATE, matrix.SIDE
+    products = 2 * points * -(-rows // together) * together * channels * columns / rate
     weights = 4 * points * channels * columns * (1 + (blocks - 1) * rates.again) / rates.weights
     transforms = rates.transform * points * rows * (channels + filters) if size else 0
     return products + weights + transforms
@@ -411,8 +416,20 @@ def _implicit_gemm(low: Any, window: Window, x_shape: tuple[int, ...], filters: 
         gaps=(x.gap, y.gap, residual.gap if residual else 0),
     )  # fmt: skip
     zeros = low.const(np.zeros(int(g[conv.RUN]) * groups, np.float32))
+    pixels = batch * math.prod(low.out_shape()[2:])
+    if matrix_fits(channels, groups) and worth_matrix(pixels, filters, channels * math.prod(taps)):
+        low.note(lambda: "on the matrix registers: each float as three bfloat16")
+        words = matrix.conv_words(pixels, filters, math.prod(taps), channels)
+        scratch = low.scratch(4 * low.threads * words, "float32")
+        low.call(matrix.conv_matrix, x, weight, bias, residual, y, zeros, scratch, low.const(g), *numbers)
+        return
     table = low.scratch(8 * low.threads * conv.scratch_words(g), "int64")
     low.call(conv.conv, x, weight, bias, residual, y, zeros, table, low.const(g), *numbers)
+
+
+def matrix_fits(channels: int, groups: int) -> bool:
+    """Whether kernels/matrix.py has an implicit product for a convolution's channels."""
+    return host().matrix and groups == 1 and channels % matrix.UNIT == 0
 
 
 def _with_halo(low: Any, batch: int, channels: int, size, begin, end) -> tuple[Any, tuple[int, ...]]:

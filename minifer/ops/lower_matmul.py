@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from minifer.kernels import gemm, move
+from minifer.kernels import matrix as matrix_kernel
 from minifer.kernels.matmul import matmul
 from minifer.kernels.simd import NR
+from minifer.kernels.target import host
 from minifer.ops.lower_fused import gemm_tail
 from minifer.ops.registry import Call, Declined
 
@@ -65,7 +67,18 @@ def dense(low: Any, a: Any, key: tuple[Any, ...], matrix: Matrix, c: Any, sizes:
     (bias, residual), (code, first, second, has_bias, has_residual) = tail
     apart = (k + a.gap, n + c.gap, n + residual.gap if residual else n)
     numbers = (m, n, k, *apart, has_bias, has_residual, code, first, second)
-    low.call(gemm.gemm, a, packed(low, key, matrix), c, bias, residual, *numbers)
+    b = packed(low, key, matrix)
+    if worth_matrix(m, n, k):
+        low.note(lambda: "on the matrix registers: each float as three bfloat16")
+        scratch = low.scratch(4 * low.threads * matrix_kernel.scratch_words(m, n, k), "float32")
+        low.call(matrix_kernel.gemm_matrix, a, b, c, bias, residual, scratch, *numbers)
+    else:
+        low.call(gemm.gemm, a, b, c, bias, residual, *numbers)
+
+
+def worth_matrix(m: int, n: int, k: int) -> bool:
+    """Whether a product is faster on the matrix registers."""
+    return host().matrix and m > 40 and n > 32 and k >= 32
 
 
 def packed(low: Any, key: tuple[Any, ...], matrix: Matrix) -> Any:

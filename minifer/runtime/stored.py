@@ -152,8 +152,10 @@ def _samples(size: int) -> list[slice]:
 @functools.cache
 def _facts() -> tuple[Any, ...]:
     """What decides plans besides the model and the options."""
-    version = sys.version_info
-    return FORMAT, __version__, version[:3], sys.implementation.name, np.__version__, _processor(), _sources()
+    from minifer.kernels.target import host  # which also asks the system for what kernels need
+
+    python = sys.version_info[:3], sys.implementation.name, np.__version__
+    return host().name, FORMAT, __version__, *python, _processor(), _sources()
 
 
 def _processor() -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from minifer.kernels.target import host
 
 #: machines that run what is made for x86-64-v3
-RUN_V3 = ("x86-64-v3", "x86-64-v4")
+RUN_V3 = ("x86-64-v3", "x86-64-v4", "x86-64-amx")
 #: compile's `cpu` for a library that gives the engine's bits on this machine
 LEVEL = host().name if host().name in RUN_V3 else None
 DTYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}

@@ -7,7 +7,7 @@ import pytest
 
 import minifer
 from minifer.codegen import library
-from minifer.kernels import conv, conv_transpose, gemm, qproduct, quads, winograd
+from minifer.kernels import conv, conv_transpose, gemm, matrix, qproduct, quads, winograd
 from minifer.kernels.conv import OUT_STEP, RESIDUAL_STEP
 from minifer.kernels.spec import KERNELS
 from minifer.plan.plan import ARENA
@@ -16,7 +16,7 @@ from tests.kernels.models import check_native, steps
 from tests.kernels.models import model as graph_model
 from tests.kernels.models import node as graph_node
 
-FAMILIES = (conv, conv_transpose, gemm, qproduct, quads, winograd)
+FAMILIES = (conv, conv_transpose, gemm, matrix, qproduct, quads, winograd)
 SHARING = sorted(
     name
     for name, spec in KERNELS.items()
@@ -27,12 +27,12 @@ SHARING = sorted(
 def drawn_with_residual(spec, seed: int) -> tuple[dict, str]:
     """Arguments of a kernel whose residual has the form of the result, and the name of the result."""
     rng = np.random.default_rng(seed)
-    target = "c" if spec.name == "gemm" else "y"
+    target = "c" if spec.name.startswith("gemm") else "y"
     while True:
         arguments = spec.draw(rng, int(rng.integers(1, 8)))
-        if spec.name == "gemm":
+        if spec.name.startswith("gemm"):
             arguments["ldr"] = arguments["ldc"]
-        elif spec.name == "conv":
+        elif spec.name in ("conv", "conv_matrix"):
             arguments["g"][RESIDUAL_STEP] = arguments["g"][OUT_STEP]
         size = arguments[target].size
         if arguments["has_residual"] == 1 and size > 1 and arguments["residual"].dtype == arguments[target].dtype:
@@ -78,7 +78,7 @@ def block(*, reader: bool = False, out: str = "y", between: bool = False):
 
 def sum_in_place(kernels) -> bool:
     """Whether the product that does the sum writes over what it adds."""
-    summing = [k for k in kernels if k.kernel.name == "gemm" and k.arguments[4] is not None]
+    summing = [k for k in kernels if k.kernel.name in ("gemm", "gemm_matrix") and k.arguments[4] is not None]
     assert len(summing) == 1
     return summing[0].arguments[2].address() == summing[0].arguments[4].address()
 
