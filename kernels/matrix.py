@@ -105,6 +105,16 @@ def depth_of(rows, k):
     return max(1, (k + parts * DEPTH - 1) // (parts * DEPTH)) * DEPTH
 
 
+def better_by_rows(strips, panels, pieces):
+    """Whether threads should rather share strips of rows than panels; what they do not share each splits for itself.
+
+    To split a step of a strip or a panel takes about two thirds of what it takes to multiply one by the other.
+    """
+    of_rows = (strips + pieces - 1) // pieces * (3 * panels + 2) + 2 * panels
+    of_columns = (panels + pieces - 1) // pieces * (3 * strips + 2) + 2 * strips
+    return of_rows <= of_columns
+
+
 def scratch_words(m, n, k):
     """32-bit words of scratch memory for each thread."""
     blocks, panels = (min(m, ROWS) + SIDE - 1) // SIDE, (n + NR - 1) // NR
@@ -144,7 +154,7 @@ def gemm_matrix(
     (sum_p |A B| + |bias| + 1), more by sqrt(k) units in the worst case; numbers below 2^-110 may count as zero.
     """
     strips, panels = (m + SIDE - 1) // SIDE, (n + NR - 1) // NR
-    by_rows = many_rows(m, n * k) or panels < pieces
+    by_rows = many_rows(m, n * k) or better_by_rows(strips, panels, pieces)
     units = strips if by_rows else panels
     unit, stop = share(units, tid, nthreads), share(units, tid + 1, nthreads)
     i = unit * SIDE if by_rows else 0
@@ -215,7 +225,7 @@ def conv_matrix(
     filters, run, taps = g[FILTERS], g[CHANNELS], g[TAPS_D] * g[TAPS_H] * g[TAPS_W]
     pixels, k = g[BATCH] * g[OUT_D] * g[OUT_H] * g[OUT_W], taps * run
     strips, panels = (pixels + SIDE - 1) // SIDE, (filters + NR - 1) // NR
-    by_rows = many_rows(pixels, filters * k) or panels < pieces
+    by_rows = many_rows(pixels, filters * k) or better_by_rows(strips, panels, pieces)
     units = strips if by_rows else panels
     unit, stop = share(units, tid, nthreads), share(units, tid + 1, nthreads)
     i, end_i = unit * SIDE if by_rows else 0, min(pixels, stop * SIDE) if by_rows else pixels

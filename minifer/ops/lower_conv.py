@@ -28,7 +28,8 @@ SHARED_TILES, OWN_TILES = 3 << 20, 24
 #: cache. Measured, one thread: 0.65 of the time for 5 MB (stride 2), 0.85 for 0.6 MB and stride 2, 0.9 for 0.3 to 2 MB
 WIDE = 1 << 18
 #: and input channels up to which that is so where the cache is larger: with 240, 921 KB and 2 MB of cache, two kernels
-#: take 0.88 of the time of one
+#: take 0.88 of the time of one; half as many where the product has matrix registers,
+#: and one thread: two would send each other what lies between
 FEW_INPUTS = 128
 
 
@@ -374,7 +375,8 @@ def _depthwise_behind(low: Any) -> tuple[int, Window] | None:
     dims, follower = low.out_shape(), low.follower()
     if follower is None or follower[1].op != "Conv" or not expand.fits() or 4 * math.prod(dims) < WIDE:
         return None
-    if low.shape(0)[1] > FEW_INPUTS and 4 * math.prod(dims) < 8 * host().block:
+    few = FEW_INPUTS // 2 if host().matrix and low.threads == 1 else FEW_INPUTS
+    if low.shape(0)[1] > few and 4 * math.prod(dims) < 8 * host().block:
         return None
     index, node = follower
     call = low.call_of(node)

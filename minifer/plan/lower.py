@@ -445,7 +445,7 @@ class Planner:
         """Give each arena buffer its offset; what leaves the stage from the arena lives to its end."""
         spans = lifetimes(self.steps, leaving)
         intervals = [(first, last, buffer.nbytes) for buffer, (first, last) in spans.items()]
-        offsets, size = arena.place(intervals)
+        offsets, size = (arena.place_shared if self.scope.threads > 1 else arena.place)(intervals)
         for buffer, offset in zip(spans, offsets):
             buffer.offset = offset
         return size
