@@ -16,7 +16,15 @@ from __future__ import annotations
 import numpy as np
 
 from minifer.kernels.activation import activation_reference
-from minifer.kernels.gemm import accumulate_ahead, block_size, fetch_rows, finish, many_rows, next_rows
+from minifer.kernels.gemm import (
+    accumulate_ahead,
+    block_size,
+    fetch_rows,
+    many_rows,
+    next_rows,
+    pause_or_finish,
+    resume,
+)
 from minifer.kernels.simd import (
     MR,
     NR,
@@ -25,8 +33,6 @@ from minifer.kernels.simd import (
     as_ptr,
     rows_table,
     share,
-    tile_add,
-    tile_store,
     tile_zero,
     tile_zero_short,
 )
@@ -257,26 +263,17 @@ def conv(
                 entry = mine + (part * count + i)
                 if has_residual != 0:
                     fetch_rows(offset, to_other, m)
+                last = part + 1 == parts
                 if m <= SHORT:
-                    acc = tile_zero_short()
-                    if part > 0:
-                        acc = tile_add(acc, target, to_next, m, n)
+                    acc = resume(tile_zero_short(), part, target, offset, to_next, to_other, m, n, 0)
                     acc = product(acc, rows, entry, count, b, taps, run, m, ahead)
-                    if part + 1 < parts:
-                        tile_store(target, to_next, acc, m, n)
-                    else:
-                        finish(acc, target, bias + column, offset, to_next, to_other, m, n, has_bias, has_residual,
-                               code, first, second)  # fmt: skip
+                    pause_or_finish(acc, last, target, bias + column, offset, to_next, to_other, m, n, has_bias,
+                                    has_residual, code, first, second)  # fmt: skip
                 else:
-                    tile = tile_zero()
-                    if part > 0:
-                        tile = tile_add(tile, target, to_next, m, n)
+                    tile = resume(tile_zero(), part, target, offset, to_next, to_other, m, n, 0)
                     tile = product(tile, rows, entry, count, b, taps, run, m, ahead)
-                    if part + 1 < parts:
-                        tile_store(target, to_next, tile, m, n)
-                    else:
-                        finish(tile, target, bias + column, offset, to_next, to_other, m, n, has_bias, has_residual,
-                               code, first, second)  # fmt: skip
+                    pause_or_finish(tile, last, target, bias + column, offset, to_next, to_other, m, n, has_bias,
+                                    has_residual, code, first, second)  # fmt: skip
                 i += m
                 turn += 1
 

@@ -230,33 +230,19 @@ def block_product(
                     if has_residual != 0:
                         fetch_rows(offset, ldr, valid)
                     if valid <= SHORT:
-                        acc = tile_zero_short()
-                        if part > 0:
-                            acc = tile_add(acc, target, ldc, valid, columns)
-                        if residual_now != 0:
-                            acc = tile_add(acc, offset, ldr, valid, columns)
+                        acc = resume(tile_zero_short(), part, target, offset, ldc, ldr, valid, columns, residual_now)
                         acc = accumulate_ahead(acc, rows, panel, steps, ahead, 1)
-                        if last:
-                            finish(
-                                acc, target, bias + j, offset, ldc, ldr, valid, columns, has_bias, residual_last, code,
-                                first, second,
-                            )  # fmt: skip
-                        else:
-                            tile_store(target, ldc, acc, valid, columns)
+                        pause_or_finish(
+                            acc, last, target, bias + j, offset, ldc, ldr, valid, columns, has_bias, residual_last,
+                            code, first, second,
+                        )  # fmt: skip
                     else:
-                        full = tile_zero()
-                        if part > 0:
-                            full = tile_add(full, target, ldc, valid, columns)
-                        if residual_now != 0:
-                            full = tile_add(full, offset, ldr, valid, columns)
+                        full = resume(tile_zero(), part, target, offset, ldc, ldr, valid, columns, residual_now)
                         full = accumulate_ahead(full, rows, panel, steps, ahead, 1)
-                        if last:
-                            finish(
-                                full, target, bias + j, offset, ldc, ldr, valid, columns, has_bias, residual_last, code,
-                                first, second,
-                            )  # fmt: skip
-                        else:
-                            tile_store(target, ldc, full, valid, columns)
+                        pause_or_finish(
+                            full, last, target, bias + j, offset, ldc, ldr, valid, columns, has_bias, residual_last,
+                            code, first, second,
+                        )  # fmt: skip
                 i += valid
                 turn += 1
 
@@ -297,6 +283,25 @@ def row_end(acc, c, bias, residual, j, n, has_bias, has_residual, code, first, s
     """finish for the columns from j of a lone row."""
     columns = min(NR, n - j)
     finish(acc, c + j, bias + j, residual + j, n, n, 1, columns, has_bias, has_residual, code, first, second)
+
+
+def resume(acc, part, target, residual, ldc, ldr, valid, columns, has_residual):
+    """A tile of zeros as the sums of the parts of k before this one, which `target` keeps; with the residual."""
+    if part > 0:
+        acc = tile_add(acc, target, ldc, valid, columns)
+    if has_residual != 0:
+        acc = tile_add(acc, residual, ldr, valid, columns)
+    return acc
+
+
+def pause_or_finish(
+    acc, last, target, bias, residual, ldc, ldr, valid, columns, has_bias, has_residual, code, first, second
+):
+    """Keep the sums where parts of k follow; else `finish`."""
+    if last:
+        finish(acc, target, bias, residual, ldc, ldr, valid, columns, has_bias, has_residual, code, first, second)
+    else:
+        tile_store(target, ldc, acc, valid, columns)
 
 
 def finish(acc, target, bias, residual, ldc, ldr, valid, columns, has_bias, has_residual, code, first, second):
