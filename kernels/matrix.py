@@ -313,7 +313,7 @@ def product_of_rows(
                 if part == 0:
                     matrix_zero()
                 else:
-                    matrix_load(block)
+                    matrix_load(block, SIDE)
                 at = table + (i + 1) * SIDE
                 for s in range(now):
                     p = p0 + s * DEPTH

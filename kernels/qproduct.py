@@ -43,6 +43,7 @@ from minifer.kernels.integer import clear, even, signed, widen_run
 from minifer.kernels.simd import (
     MR,
     NR,
+    SUM_ROWS,
     bitcast,
     lanes,
     rows_strided,
@@ -285,7 +286,7 @@ def float_end(strip, y, residual, bias, factors, end, m, n, stride, step, has_re
         for i in range(m):
             at, near = i * stride + j, i * step + j
             total = vconvert(vload(strip, i * NR + j), f32) * (vload(factors, j) * end[0]) + vload(bias, j)
-            low, high = bitcast(strip[MR * NR], f32), bitcast(strip[MR * NR + 1], f32)
+            low, high = bitcast(strip[SUM_ROWS * NR], f32), bitcast(strip[SUM_ROWS * NR + 1], f32)
             if has_residual != 0:
                 total = total + (vload(residual, near) if left >= lanes(f32) else vload_part(residual, near, left))
             bounded = vmin_quick(high, vmax_quick(low, total))
@@ -358,7 +359,7 @@ def product_example(rng, size, T):
         "weight": pack(rng.integers(-128, 128, (filters, cg, *taps)).astype("i1"), groups),
         "bias": padded(bias, filters), "factors": padded(rng.uniform(1e-4, 0.02, filters).astype("f"), filters),
         "end": end, "residual": residual, "y": np.full(shape, 77, T.dtype),
-        "a": np.zeros(8 * block_elements(g), "i2"), "strip": np.zeros(8 * (int(MR) * int(NR) + 8), "i4"), "g": g,
+        "a": np.zeros(8 * block_elements(g), "i2"), "strip": np.zeros(8 * (int(SUM_ROWS) * int(NR) + 8), "i4"), "g": g,
         "flip": int(rng.choice([0, 128])), "has_residual": has_residual, "lowest": -np.inf if size % 2 else 0.25,
         "highest": 6.0,
     }  # fmt: skip
@@ -397,7 +398,7 @@ def product(T, B, finish) -> KernelSpec:
 
         x: (batch, depth, height, width, channels), read as i8 where flip is 0x80; weight: see pack; bias, factors:
         (filters + SLACK,); residual, y: (batch, out depth, out height, out width, filters); a: block_elements and
-        strip: MR * NR + 8 per thread. end: END numbers for bytes; for floats one, a factor that the run brings.
+        strip: SUM_ROWS * NR + 8 per thread. end: END numbers for bytes; for floats one, a factor that the run brings.
         lowest, highest: bounds of floats. Sums are exact.
         2 * pixels * taps * channels / groups * filters operations. Work is split over blocks of output pixels, or
         over panels of filters where there are few blocks.
@@ -410,7 +411,7 @@ def product(T, B, finish) -> KernelSpec:
         panels = (of_group + NR - 1) // NR
         blocks = (pixels + block - 1) // block
         rows = a + slot * (block * long)
-        sums = strip + slot * (MR * NR + 8)
+        sums = strip + slot * (SUM_ROWS * NR + 8)
         by_block = blocks >= 2 * pieces or panels * groups < 2 * pieces
         block_from = share(blocks, tid, nthreads) if by_block else 0
         block_to = share(blocks, tid + 1, nthreads) if by_block else blocks
@@ -418,8 +419,8 @@ def product(T, B, finish) -> KernelSpec:
         panel_to = groups * panels if by_block else share(groups * panels, tid + 1, nthreads)
         shift = zero[0] ^ flip
         step = 0 if has_residual == ROW else filters
-        sums[MR * NR] = bitcast(lowest, i32)
-        sums[MR * NR + 1] = bitcast(highest, i32)
+        sums[SUM_ROWS * NR] = bitcast(lowest, i32)
+        sums[SUM_ROWS * NR + 1] = bitcast(highest, i32)
         whole = taps == 1 and groups == 1 and long == of and g[STRIDE_D] * g[STRIDE_H] * g[STRIDE_W] == 1
         whole = whole and g[PAD_D] + g[PAD_H] + g[PAD_W] == 0 and g[OUT_W] == g[IN_W] and g[OUT_H] == g[IN_H]
         for unit in range(block_from, block_to):

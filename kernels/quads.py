@@ -62,11 +62,20 @@ from minifer.kernels.qproduct import (
 )
 from minifer.kernels.simd import (
     EXACT,
+    MATRIX,
     MR,
     NR,
     SHORT,
+    SIDE,
+    SUM_ROWS,
     bitcast,
+    cast,
     lanes,
+    matrix_bytes,
+    matrix_close,
+    matrix_load,
+    matrix_open,
+    matrix_store,
     prefetch,
     rows_strided,
     share,
@@ -109,6 +118,9 @@ CHUNK = 256
 #: bytes of weights that all rows of a block meet before the next ones: they stay in the second-level cache
 TOGETHER = 128 * 1024
 
+#: rows that the register tile multiplies faster than the matrix registers
+FEW_ROWS = 4
+
 #: how far ahead of the product weights are fetched: machines do so by themselves, but not beyond a page
 AHEAD = 4096
 
@@ -118,7 +130,7 @@ DOUBLES, SINGLES, PLACES = range(3)
 
 def tile_rows():
     """Rows that are multiplied at once: pairs in 16 bits take registers from the tile."""
-    return MR if EXACT else SHORT
+    return SUM_ROWS if EXACT else SHORT
 
 
 def depth(g: np.ndarray) -> int:
@@ -138,7 +150,7 @@ def geometry(
 def strip_words(g: np.ndarray) -> int:
     """i32 words of scratch that one thread needs: a tile of sums, two bounds, and what is added to all sums."""
     filters, groups = int(g[FILTERS]), int(g[GROUPS])
-    return int(MR) * int(NR) + BEHIND + groups * -(-filters // groups // int(NR)) * int(NR)
+    return int(SUM_ROWS) * int(NR) + BEHIND + groups * -(-filters // groups // int(NR)) * int(NR)
 
 
 def chunks_of(long):
@@ -339,6 +351,32 @@ def exact_tile(rows, long, m, b, offsets, sums, later, pace):
         row_product(left, long, b, offsets, sums)
 
 
+def matrix_tile(rows, long, m, b, offsets, sums, later, pace):
+    """exact_tile for m <= SIDE rows, on the matrix registers: 64 steps at a time, where all rows are there."""
+    whole = long // 64 * 64 if m == SIDE else 0
+    if whole > 0:
+        matrix_load(cast(offsets, f32), 0)
+        for p in range(0, whole, 64):
+            matrix_bytes(rows + p, long, b + p * NR)
+            for line in range(pace):
+                prefetch(later, p * pace + line * 64)
+        matrix_store(cast(sums, f32))
+        if whole == long:
+            return
+    step = NR if whole > 0 else 0
+    for i in range(0, m, MR):  # what is left
+        count, target = min(MR, m - i), sums + i * NR
+        before = target if whole > 0 else offsets
+        left, b_left = rows_strided(rows + (i * long + whole), long, count), b + whole * NR
+        if count > SHORT:
+            tile = panel_product(tile_add_i32(tile_zero_i32(), before, step), left, b_left, long - whole, later, pace)
+            tile_store_i32(target, NR, tile, MR, NR)
+        else:
+            short = tile_add_i32(tile_zero_short_i32(), before, step)
+            short = panel_product(short, left, b_left, long - whole, later, pace)
+            tile_store_i32(target, NR, short, SHORT, NR)
+
+
 def row_product(row, long, b, offsets, sums):
     """The same for one row, in four sums each, which need not wait for one another."""
     first, second = tile_add_i32(tile_row_i32(), offsets, 0), tile_row_i32()
@@ -444,10 +482,10 @@ def quads(T, B, finish) -> KernelSpec:
         block_to = share(blocks, tid + 1, nthreads) if by_block else blocks
         panel_from = 0 if by_block else share(groups * panels, tid, nthreads)
         panel_to = groups * panels if by_block else share(groups * panels, tid + 1, nthreads)
-        sums = strip + slot * (MR * NR + BEHIND + groups * panels * NR)
-        sums[MR * NR] = bitcast(lowest, i32)
-        sums[MR * NR + 1] = bitcast(highest, i32)
-        shift, offsets = zero[0] ^ flip, sums + (MR * NR + BEHIND)
+        sums = strip + slot * (SUM_ROWS * NR + BEHIND + groups * panels * NR)
+        sums[SUM_ROWS * NR] = bitcast(lowest, i32)
+        sums[SUM_ROWS * NR + 1] = bitcast(highest, i32)
+        shift, offsets = zero[0] ^ flip, sums + (SUM_ROWS * NR + BEHIND)
         for i in range(panel_from * NR, panel_to * NR):
             offsets[i] = -shift * table[i]
         step = 0 if has_residual == ROW else filters
@@ -455,6 +493,8 @@ def quads(T, B, finish) -> KernelSpec:
         whole = whole and g[STRIDE_D] * g[STRIDE_H] * g[STRIDE_W] == 1
         whole = whole and g[PAD_D] + g[PAD_H] + g[PAD_W] == 0 and g[OUT_W] == g[IN_W] and g[OUT_H] == g[IN_H]
         together = max(1, TOGETHER // (long * NR))
+        if MATRIX:
+            matrix_open()
         for unit in range(block_from, block_to):
             start = unit * block
             count = min(block, pixels - start)
@@ -479,7 +519,17 @@ def quads(T, B, finish) -> KernelSpec:
                         n, column = min(NR, of_group - column), group * of_group + column
                         for line in range((p - q) * lines, (p - q + 1) * lines):
                             prefetch(tile + most * long, line * 64)
-                        if EXACT:
+                        if MATRIX and m > 1:
+                            # few rows: with those before them, or those that the block has room for
+                            back = SIDE - m if whole and start + i >= SIDE - m else 0
+                            full = m if m <= FEW_ROWS or (whole and back == 0) else SIDE
+                            back = back if full == SIDE else 0
+                            b = data + p * (long * NR)
+                            matrix_tile(tile - back * long, long, full, b, offsets + p * NR, sums, later, pace)
+                            later = later + long * pace
+                            for e in range(0, m * NR if back > 0 else 0, lanes(sums)):
+                                vstore(sums, e, vload(sums, back * NR + e))
+                        elif EXACT:
                             exact_tile(tile, long, m, data + p * (long * NR), offsets + p * NR, sums, later, pace)
                             later = later + long * pace
                         else:
@@ -493,6 +543,8 @@ def quads(T, B, finish) -> KernelSpec:
                             has_residual,
                         )  # fmt: skip
                 q = end_q
+        if MATRIX:
+            matrix_close()
 
     def example(rng, size):
         return quads_example(rng, size, T)

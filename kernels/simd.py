@@ -57,6 +57,9 @@ EXACT = TileConstant("exact_bytes", host().exact_bytes)
 #: 1 where there are matrix registers, else 0
 MATRIX = TileConstant("matrix", host().matrix)
 
+#: rows of sums of products of bytes that are at once in registers
+SUM_ROWS = TileConstant("sum_rows", host().sum_rows)
+
 #: bytes of a natural vector
 VECTOR = host().vector
 
@@ -831,10 +834,11 @@ def matrix_zero() -> None:
 
 
 @primitive
-def matrix_load(p: Ptr) -> None:
-    """The block in the matrix registers becomes the SIDE * SIDE elements at p."""
-    start = p.locate(0, _MATRIX.size)
-    _MATRIX[:] = p.array[start : start + _MATRIX.size].reshape(SIDE, SIDE)
+def matrix_load(p: Ptr, step: int) -> None:
+    """The block in the matrix registers becomes SIDE rows of SIDE elements, `step` apart (0: the same row)."""
+    for i in range(SIDE):
+        start = p.locate(i * step, SIDE)
+        _MATRIX[i] = p.array[start : start + SIDE]
 
 
 @primitive
@@ -861,6 +865,18 @@ def matrix_product(a: Ptr, b: Ptr, turn: int) -> None:
     left = _halves(a.array[start : start + THIRD]).reshape(SIDE, 32)
     right = _halves(b.array[other : other + THIRD]).reshape(2, 16, 16, 2).transpose(1, 3, 0, 2).reshape(32, SIDE)
     _MATRIX[:rows, :columns] = (_MATRIX + left @ right)[:rows, :columns]
+
+
+@primitive
+def matrix_bytes(a: Ptr, lda: int, b: Ptr) -> None:
+    """block[i, j] += sum over k < 64 of a[i * lda + k] b[k, j], in a block of i32.
+
+    a: u8; b: i8, 16 times four steps of each of SIDE columns.
+    """
+    left = np.array([a.array[start : start + 64] for start in (a.locate(i * lda, 64) for i in range(SIDE))], np.int32)
+    start = b.locate(0, 64 * SIDE)
+    right = b.array[start : start + 64 * SIDE].astype(np.int32).reshape(16, SIDE, 4).transpose(0, 2, 1)
+    _MATRIX.view(np.int32)[:] += left @ right.reshape(64, SIDE)
 
 
 #: which parts of a and b matrix_product multiplies, turn by turn: neighbours share one, which stays in its registers

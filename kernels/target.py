@@ -59,8 +59,14 @@ class Target(NamedTuple):
 
     @property
     def matrix(self) -> bool:
-        """Whether there are matrix registers: two blocks of 16 x 32 bfloat16 are multiplied by one instruction."""
+        """Whether there are matrix registers: two blocks of 16 x 32 bfloat16, or 16 x 64 bytes, are multiplied by one
+        instruction."""
         return self.features == _AMX
+
+    @property
+    def sum_rows(self) -> int:
+        """Rows of bytes that are multiplied at once: a block of the matrix registers, or a tile."""
+        return 32 if self.matrix else self.mr
 
     @property
     def unroll(self) -> int:
@@ -73,7 +79,7 @@ class Target(NamedTuple):
 #: the environment variable that names a target to plan for in place of this machine's: see minifer/embed
 PLAN_FOR = "MINIFER_PLAN_FOR"
 
-_VNNI, _AMX = "+avx512vnni", "+avx512vnni,+amx-tile,+amx-bf16"
+_VNNI, _AMX = "+avx512vnni", "+avx512vnni,+amx-tile,+amx-bf16,+amx-int8"
 _RELAXED, _RV64 = ",+relaxed-simd", "+m,+a,+f,+d,+c"
 _WASM = "+simd128,+bulk-memory,+nontrapping-fptoint,+sign-ext"
 
@@ -98,7 +104,7 @@ TARGETS: dict[str, Target] = {
 _V3_FLAGS = {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"}
 #: and what x86-64-v4 does, with the products of bytes that all such machines have but the first
 _V4_FLAGS = _V3_FLAGS | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}
-_AMX_FLAGS = _V4_FLAGS | {"amx_tile", "amx_bf16"}
+_AMX_FLAGS = _V4_FLAGS | {"amx_tile", "amx_bf16", "amx_int8"}
 _LEVELS = {"amx": _AMX_FLAGS, "v4": _V4_FLAGS, "v3": _V3_FLAGS}
 #: Linux gives a process the state of matrix registers if it asks: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
 TILE_DATA = (158, 0x1023, 18)

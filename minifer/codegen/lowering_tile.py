@@ -569,10 +569,10 @@ def _command(builder, name: str, *arguments) -> None:
     _call(builder, f"llvm.x86.{name}", ir.VoidType(), list(arguments))
 
 
-def _move(builder, name: str, register: int, place, offset: int, step: int) -> None:
+def _move(builder, name: str, register: int, place, offset: int, step) -> None:
     """Move a register from or to `offset` bytes behind a place, its rows `step` bytes apart."""
     byte = builder.gep(builder.bitcast(place, I8.as_pointer()), [I64(offset)])
-    _command(builder, name, I8(register), byte, I64(step))
+    _command(builder, name, I8(register), byte, I64(step) if isinstance(step, int) else step)
 
 
 @_matrix_rule(simd.matrix_open)
@@ -601,20 +601,21 @@ def _matrix_zero(builder):
         _command(builder, "tilezero", I8(register))
 
 
-def _move_block(builder, name: str, place) -> None:
+def _move_block(builder, name: str, place, step) -> None:
+    """Move the block from or to rows that lie `step` elements apart."""
     for register in range(4):
-        offset = register // 2 * _ROWS * 2 * _ROW + register % 2 * _ROW
-        _move(builder, name, register, place, offset, 2 * _ROW)
+        start = builder.gep(place, [builder.mul(step, I64(register // 2 * _ROWS))])
+        _move(builder, name, register, start, register % 2 * _ROW, builder.mul(step, I64(4)))
 
 
-@_matrix_rule(simd.matrix_load, _POINTER)
-def _matrix_load(builder, place):
-    _move_block(builder, "tileloadd64", place)
+@_matrix_rule(simd.matrix_load, _POINTER, types.int64)
+def _matrix_load(builder, place, step):
+    _move_block(builder, "tileloadd64", place, step)
 
 
 @_matrix_rule(simd.matrix_store, _POINTER)
 def _matrix_store(builder, place):
-    _move_block(builder, "tilestored64", place)
+    _move_block(builder, "tilestored64", place, I64(simd.SIDE))
 
 
 @_matrix_rule(simd.matrix_product, PointerType(types.uint32), PointerType(types.uint32), types.int64)
@@ -636,3 +637,14 @@ def _matrix_product(builder, a, b, turn):
             builder.branch(behind)
             before = pair
     builder.position_at_end(behind)
+
+
+@_matrix_rule(simd.matrix_bytes, PointerType(types.uint8), types.int64, PointerType(types.int8))
+def _matrix_bytes(builder, a, lda, b):
+    for i, register in enumerate(_LEFT):
+        _move(builder, "tileloadd64", register, builder.gep(a, [builder.mul(lda, I64(i * _ROWS))]), 0, lda)
+    for j, register in enumerate(_RIGHT):
+        _move(builder, "tileloadd64", register, b, j * _ROW, 2 * _ROW)
+    for i, left in enumerate(_LEFT):
+        for j, right in enumerate(_RIGHT):
+            _command(builder, "tdpbusd", I8(2 * i + j), I8(left), I8(right))

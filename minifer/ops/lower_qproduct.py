@@ -14,7 +14,7 @@ import numpy as np
 
 from minifer import dtypes
 from minifer.kernels import activation, qproduct, quads, unary
-from minifer.kernels.simd import EXACT, MR, NR
+from minifer.kernels.simd import EXACT, NR, SUM_ROWS
 from minifer.kernels.target import host
 from minifer.ops.registry import CHANNELS_LAST, PLAIN
 
@@ -71,7 +71,7 @@ def call(
         sizes = (("uint8", quads.block_bytes(g)), ("int32", quads.strip_words(g)))
     else:
         g, kernel = qproduct.geometry(*geometry, low.threads), KERNELS[y.dtype]
-        sizes = (("int16", qproduct.block_elements(g)), ("int32", int(MR) * int(NR) + 8))
+        sizes = (("int16", qproduct.block_elements(g)), ("int32", int(SUM_ROWS) * int(NR) + 8))
     filters = int(g[qproduct.FILTERS])
     bias, factors = (low.const(qproduct.padded(v, filters)) for v in columns)
     scratch = [low.scratch(low.threads * count * dtypes.bits(dtype) // 8, dtype) for dtype, count in sizes]

@@ -69,3 +69,24 @@ def test_the_weights_choose_the_kernel(spread, name):
     nodes = [node("QLinearConv", ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz"], ["y"], pads=[1, 1, 1, 1])]
     kernels = check_native(model(nodes, inputs, consts, ["y"]), inputs)
     assert name in {k.kernel.name for k in kernels}
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+@pytest.mark.parametrize(
+    "channels, filters, side, taps", [(64, 40, 7, 1), (96, 33, 6, 1), (200, 32, 9, 1), (130, 64, 2, 1), (70, 64, 5, 3)]
+)
+def test_rows_that_are_no_whole_block(channels, filters, side, taps, kind):
+    """Long rows, of which the last ones are fewer than are multiplied at once, by all threads; a residual in place."""
+    low, high = np.iinfo(kind).min, np.iinfo(kind).max
+    inputs = {"x": RNG.integers(low, high + 1, (1, channels, side, side)).astype(kind)}
+    consts = {
+        "xs": np.float32(0.02), "xz": kind(7), "w": normal(60, filters, channels, taps, taps), "ws": np.float32(0.01),
+        "wz": np.int8(0), "ys": np.float32(0.3), "yz": kind(100), "v": normal(60, filters, filters, 1, 1),
+    }  # fmt: skip
+    pads = [taps // 2] * 4
+    nodes = [
+        node("QLinearConv", ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz"], ["a"], pads=pads),
+        node("QLinearConv", ["a", "ys", "yz", "v", "ws", "wz", "ys", "yz"], ["b"]),
+        node("QLinearAdd", ["a", "ys", "yz", "b", "ys", "yz", "ys", "yz"], ["y"], domain="com.microsoft"),
+    ]
+    check_native(model(nodes, inputs, consts, ["y"]), inputs)
