@@ -3,7 +3,7 @@
 #   make test            the tests
 #   make test-embed      compiled models: examples, real models, a browser; what needs a tool that is absent is skipped
 #   make check           ruff, mypy, import direction, then the tests
-#   make wheel           dist/*.whl with the kernels built for x86-64-v3, v4, amx and aarch64 inside (some minutes, once)
+#   make wheel           dist/*.whl with the kernels built for x86-64-v3, v4, aarch64 and (made on x86-64) amx inside (some minutes, once)
 #   make demo PYTHON=python3.12    with another Python (3.10 or newer); VENV=... puts the environment elsewhere
 
 PYTHON ?= python3
@@ -34,7 +34,7 @@ wheel: $(VENV)/.ready-run
 	rm -rf build kernels/prebuilt
 	$(BIN)/python -m minifer.codegen.build --target x86-64-v3 --out kernels/prebuilt
 	$(BIN)/python -m minifer.codegen.build --target x86-64-v4 --out kernels/prebuilt
-	$(BIN)/python -m minifer.codegen.build --target x86-64-amx --out kernels/prebuilt
+	case "$$(uname -m)" in x86_64|amd64) $(BIN)/python -m minifer.codegen.build --target x86-64-amx --out kernels/prebuilt;; esac
 	$(BIN)/python -m minifer.codegen.build --target aarch64 --out kernels/prebuilt
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	ls -l dist

@@ -2,14 +2,14 @@
 
 These registers multiply bfloat16 only: 16 x 32 by 32 x 16 numbers in one instruction, at sixteen times the rate of
 float32. A float32 has 24 bits, a bfloat16 eight: so each number is the sum of three, a = a0 + a1 + a2, exactly, and of
-the nine products of parts those three that are below 2^-24 of the result are left out (Henry, Tang and Heinecke,
+the nine products of parts those three that are below 2^-24 of the whole product are left out (Henry, Tang and Heinecke,
 "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations", 2019). Six products at
-sixteen times the rate, added in float32: as accurate as the product of float32, in half of its time or less.
+sixteen times the rate, added in float32: as accurate as the product of float32, and up to twice as fast.
 
 A block of 32 x 32 results stays in the registers while k goes by. Both sides are split as they are needed: a block of
 rows of A once, a panel of B for each block of rows, beside the products of the panel before. What has no three parts
-(an infinity, or what is not a number) makes the results that it meets NaN; these are computed again without the
-registers.
+(an infinity, what is no number, what becomes infinite when it is rounded) makes the results that it meets so, too;
+these are computed again without the registers.
 """
 
 from __future__ import annotations
@@ -91,39 +91,41 @@ from minifer.kernels.spec import i64, kernel, ptr_f32, ptr_i64
 HALF, DEPTH, STEP, BLOCK = SIDE // 2, 32, 3 * THIRD, SIDE * SIDE
 #: pairs of rows of a panel's step; rows of A that are split in a turn; floats ahead that weights are fetched
 PAIRS, TURN, AHEAD = 16, 6, 1024
+#: the unit of what is done in a turn
+FINE = 1 << 16
 #: what the channels of a convolution are a multiple of
 UNIT = 16
-#: rows that are split at once, and words that their parts take of the second-level cache at most; k at once at most
-ROWS, FITTING, DEEPEST = 256, 1 << 18, 512
+#: rows that are split at once, k at once, and panels that all parts of k meet one after the other: what is split, and
+#: the sums, stay in the second-level cache
+ROWS, DEEPEST, TOGETHER = 256, 512, 16
 
 
-def depth_of(rows, k):
-    """How much of k is done at once for so many rows: as much as the cache holds of their parts."""
-    blocks = (min(rows, ROWS) + SIDE - 1) // SIDE
-    most = min(DEEPEST, FITTING // max(blocks * STEP, 1) * DEPTH)
-    parts = max(1, (k + most - 1) // most)
+def depth_of(k):
+    """How much of k is done at once."""
+    parts = max(1, (k + DEEPEST - 1) // DEEPEST)
     return max(1, (k + parts * DEPTH - 1) // (parts * DEPTH)) * DEPTH
 
 
-def better_by_rows(strips, panels, pieces):
-    """Whether threads should rather share strips of rows than panels; what they do not share each splits for itself.
+def part_of(m, n, k, pieces, tid, nthreads):
+    """A thread's part of the results: rows from and to, columns from and to.
 
-    To split a step of a strip or a panel takes about two thirds of what it takes to multiply one by the other.
+    Threads share strips of rows, or panels; what they do not share each splits for itself. To split a step of a strip
+    or a panel takes about two thirds of what it takes to multiply one by the other.
     """
+    strips, panels = (m + SIDE - 1) // SIDE, (n + NR - 1) // NR
     of_rows = (strips + pieces - 1) // pieces * (3 * panels + 2) + 2 * panels
     of_columns = (panels + pieces - 1) // pieces * (3 * strips + 2) + 2 * strips
-    return of_rows <= of_columns
+    if many_rows(m, n * k) or of_rows <= of_columns:
+        return share(strips, tid, nthreads) * SIDE, min(m, share(strips, tid + 1, nthreads) * SIDE), 0, n
+    return 0, m, share(panels, tid, nthreads) * NR, min(n, share(panels, tid + 1, nthreads) * NR)
 
 
 def scratch_words(m, n, k):
     """32-bit words of scratch memory for each thread."""
     blocks, panels = (min(m, ROWS) + SIDE - 1) // SIDE, (n + NR - 1) // NR
-    most, deepest = 0, 0
-    for i in range(1, blocks + 1):  # a thread that has fewer rows does more of k at once
-        steps = depth_of(i * SIDE, k) // DEPTH
-        most, deepest = max(most, i * steps), max(deepest, steps)
-    sums = BLOCK * (2 if depth_of(m, k) >= k else blocks * panels)
-    return 2 * ROWS + sums + STEP * (most + 2 * deepest)
+    depth = depth_of(k)
+    sums = BLOCK * (2 if depth >= k else blocks * min(panels, TOGETHER))
+    return 2 * ROWS + sums + STEP * (depth // DEPTH) * (blocks + 2)
 
 
 def example(rng, size):
@@ -151,17 +153,11 @@ def gemm_matrix(
     scratch: scratch_words for each thread. Where there are no matrix registers the register tile does it.
 
     12 m n k FLOPs of bfloat16. Threads share rows if there are many, else panels of columns. Error <= 3e-7 *
-    (sum_p |A B| + |bias| + 1), more by sqrt(k) units in the worst case; numbers below 2^-110 may count as zero.
+    (sum_p |A B| + |bias| + 1), more by sqrt(k) units in the worst case; parts below 2^-126 count as zero, so that
+    numbers below 2^-105 lose their last bits. A row with infinite results takes the time of a row by itself.
     """
-    strips, panels = (m + SIDE - 1) // SIDE, (n + NR - 1) // NR
-    by_rows = many_rows(m, n * k) or better_by_rows(strips, panels, pieces)
-    units = strips if by_rows else panels
-    unit, stop = share(units, tid, nthreads), share(units, tid + 1, nthreads)
-    i = unit * SIDE if by_rows else 0
-    end_i = min(m, stop * SIDE) if by_rows else m
-    j = 0 if by_rows else unit * NR
-    end_j = n if by_rows else min(n, stop * NR)
-    if unit >= stop or n == 0:
+    i, end_i, j, end_j = part_of(m, n, k, pieces, tid, nthreads)
+    if i >= end_i or j >= end_j:
         return
     mine = scratch + slot * scratch_words(m, n, k)
     table, mine = cast(mine, i64), mine + 2 * ROWS
@@ -224,18 +220,13 @@ def conv_matrix(
     """
     filters, run, taps = g[FILTERS], g[CHANNELS], g[TAPS_D] * g[TAPS_H] * g[TAPS_W]
     pixels, k = g[BATCH] * g[OUT_D] * g[OUT_H] * g[OUT_W], taps * run
-    strips, panels = (pixels + SIDE - 1) // SIDE, (filters + NR - 1) // NR
-    by_rows = many_rows(pixels, filters * k) or better_by_rows(strips, panels, pieces)
-    units = strips if by_rows else panels
-    unit, stop = share(units, tid, nthreads), share(units, tid + 1, nthreads)
-    i, end_i = unit * SIDE if by_rows else 0, min(pixels, stop * SIDE) if by_rows else pixels
-    j, end_j = 0 if by_rows else unit * NR, filters if by_rows else min(filters, stop * NR)
-    if unit >= stop:
+    i, end_i, j, end_j = part_of(pixels, filters, k, pieces, tid, nthreads)
+    if i >= end_i or j >= end_j:
         return
     # entries count from the lower of the two arrays that a row may lie in
     base = as_ptr(min(address_of(x), address_of(zeros)), f32)
     origin, nothing = (address_of(x) - address_of(base)) // 4, (address_of(zeros) - address_of(base)) // 4
-    mine = scratch + slot * (scratch_words(pixels, filters, k) + 2 * ROWS * (taps - 1))
+    mine = scratch + slot * conv_words(pixels, filters, taps, run)
     table, mine = cast(mine, i64), mine + 2 * ROWS * taps
     matrix_open()
     size = block_size(end_i - i, ROWS, SIDE)
@@ -260,36 +251,42 @@ def product_of_rows(
     """
     run = max(1, run)
     if MATRIX == 0:
-        for column in range(j, end_j, NR):
-            for i in range(0, m, MR):
-                valid = min(MR, m - i)
-                acc = tile_zero()
-                for e in range(0, k, run):
-                    rows = rows_table(x, table + (e // run * pitch + i), valid)
-                    acc = accumulate(acc, rows, 0, b + (column * k + e * NR), run)
-                finish(
-                    acc, c + (i * ldc + column), bias + column, residual + (i * ldr + column), ldc, ldr, valid,
-                    min(NR, n - column), has_bias, has_residual, code, first, second,
-                )  # fmt: skip
+        product_by_tiles(
+            x, table, pitch, run, b, c, bias, residual, m, n, k, ldc, ldr, has_bias, has_residual, code, first, second,
+            j, end_j,
+        )  # fmt: skip
         return
-    blocks, depth = (m + SIDE - 1) // SIDE, depth_of(m, k)
+    together = n if depth_of(k) >= k else TOGETHER * NR
+    for from_j in range(j, end_j, max(together, NR)):
+        product_of_panels(
+            x, table, pitch, run, b, c, bias, residual, scratch, m, n, k, ldc, ldr, has_bias, has_residual, code, first,
+            second, from_j, min(end_j, from_j + together),
+        )  # fmt: skip
+
+
+def product_of_panels(
+    x, table, pitch, run, b, c, bias, residual, scratch, m, n, k, ldc, ldr, has_bias, has_residual, code, first, second,
+    j, end_j,
+):  # fmt: skip
+    """product_of_rows for no more panels than the sums of all parts of k have room for."""
+    blocks, depth = (m + SIDE - 1) // SIDE, depth_of(k)
     steps, parts = depth // DEPTH, max(1, (k + depth - 1) // depth)
     panel = j // NR
     count = (end_j + NR - 1) // NR - panel
+    # sums of a block and of the one before, or, where k goes by parts, of all; then the parts of rows and of two panels
     sums = scratch
     left = cast(sums + BLOCK * (2 if parts == 1 else blocks * count), u32)
     right = left + blocks * steps * STEP
     for part in range(parts):
         p0 = part * depth
         now = (min(depth, k - p0) + DEPTH - 1) // DEPTH
-        last = part + 1 == parts
+        turns, last = 6 * now, part + 1 == parts
         for s in range(now):
             p = p0 + s * DEPTH
-            split_pairs(right + s * STEP, b + (panel * k + p) * NR, k - p, PAIRS)
-            lower, upper = table + p // run * pitch, table + (p + lanes(f32)) // run * pitch
-            split_rows(left + s * STEP, x, lower, upper, p % run, (p + lanes(f32)) % run, k - p, 0, SIDE, min(SIDE, m))
-        pairs, due = 0, 0  # pairs of rows of the next panel that are left to split
-        source, drain, behind = b, right, k
+            lower, upper, at_lower, at_upper = places(table, pitch, run, p)
+            split_rows(left + s * STEP, x, lower, upper, at_lower, at_upper, k - p, 0, SIDE, min(SIDE, m))
+        split_pairs(right, b + (panel * k + p0) * NR, k - p0, 0, PAIRS * now)
+        done = 0
         for unit in range(count * blocks + last):
             # a block of results; beside its products the one before is ended, and what comes later is split
             q, i = unit // blocks, unit % blocks
@@ -300,27 +297,23 @@ def product_of_rows(
             before, offset = table + row, bias + column
             panel_before, columns = b + column * k, min(NR, n - column)
             target, addend = c + (row * ldc + column), residual + (row * ldr + column)
-            e, ends_due = 0, 0
+            e = 0
             if q < count:
-                rows, here = left + i * steps * STEP, right + q % 2 * (steps * STEP)
-                below = min(SIDE, m - (i + 1) * SIDE) if q == 0 else 0
-                if i == 0:
-                    pairs, due = PAIRS * now if q + 1 < count else 0, 0
-                    source, drain = b + ((panel + q + 1) * k + p0) * NR, right + (q + 1) % 2 * (steps * STEP)
-                    behind = k - p0
+                here, other = right + q % 2 * (steps * STEP), right + (q + 1) % 2 * (steps * STEP)
+                rows, following = left + i * steps * STEP, b + ((panel + q + 1) * k + p0) * NR
+                pairs = PAIRS * now if q + 1 < count else 0  # of rows of the next panel, shared by all blocks
+                below = min(SIDE, m - (i + 1) * SIDE) if q == 0 else 0  # rows of the next block
+                done = 0 if i == 0 else done
+                split_pace, end_pace = pace(pairs, blocks * turns), pace(ends, turns)
                 # a block that is no more than half full takes half of the work
                 shape = 6 if m - i * SIDE <= HALF else 12 if n - (panel + q) * NR <= HALF else 0
                 if part == 0:
                     matrix_zero()
                 else:
                     matrix_load(block, SIDE)
-                at = table + (i + 1) * SIDE
                 for s in range(now):
                     p = p0 + s * DEPTH
-                    lower, upper, at_lower, at_upper = at, at, p, p + lanes(f32)
-                    if run < k and below > 0:
-                        lower, upper = at + at_lower // run * pitch, at + at_upper // run * pitch
-                        at_lower, at_upper = at_lower % run, at_upper % run
+                    lower, upper, at_lower, at_upper = places(table + (i + 1) * SIDE, pitch, run, p)
                     for r in range(6):
                         matrix_product(rows + s * STEP, here + s * STEP, r + shape)
                         if below > 0:
@@ -328,42 +321,57 @@ def product_of_rows(
                                 rows + (steps + s) * STEP, x, lower, upper, at_lower, at_upper, k - p, r * TURN,
                                 min(SIDE, r * TURN + TURN), below,
                             )  # fmt: skip
-                        due += PAIRS
-                        while due > 6 * blocks and pairs > 0:
-                            split_pairs(drain, source, behind, 1)
-                            source, drain, behind = source + 2 * NR, drain + 16, behind - 2
-                            pairs, due = pairs - 1, due - 6 * blocks
-                            if pairs % PAIRS == 0:
-                                drain = drain + (STEP - 16 * PAIRS)
-                        ends_due += ends
-                        while ends_due > 6 * now:
-                            end_row(
-                                ended, e, x, before, pitch, run, panel_before, target, offset, addend, k, ldc, ldr,
-                                columns, has_bias, has_residual, code, first, second,
-                            )  # fmt: skip
-                            e, ends_due = e + 1, ends_due - 6 * now
+                        turn = 6 * s + r + 1
+                        upto = split_pace * (i * turns + turn) // FINE
+                        split_pairs(other, following, k - p0, done, upto)
+                        done, upto = upto, end_pace * turn // FINE
+                        end_rows(
+                            ended, e, upto, x, before, pitch, run, panel_before, target, offset, addend, k, ldc, ldr,
+                            columns, has_bias, has_residual, code, first, second,
+                        )  # fmt: skip
+                        e = upto
                 matrix_store(block)
-                if i + 1 == blocks:
-                    while pairs > 0:
-                        split_pairs(drain, source, behind, 1)
-                        source, drain, behind, pairs = source + 2 * NR, drain + 16, behind - 2, pairs - 1
-                        if pairs % PAIRS == 0:
-                            drain = drain + (STEP - 16 * PAIRS)
-            while e < ends:
-                end_row(
-                    ended, e, x, before, pitch, run, panel_before, target, offset, addend, k, ldc, ldr,
-                    columns, has_bias, has_residual, code, first, second,
-                )  # fmt: skip
-                e += 1
+            end_rows(
+                ended, e, ends, x, before, pitch, run, panel_before, target, offset, addend, k, ldc, ldr, columns,
+                has_bias, has_residual, code, first, second,
+            )  # fmt: skip
             if code != CLAMP and ends > 0:
                 activate_rows(target, ldc, ends, columns, code, first, second)
 
 
-def split_pairs(out, b, left, pairs):
-    """The three parts of pairs of rows of a panel, of which `left` rows are there, zeros behind."""
+def product_by_tiles(
+    x, table, pitch, run, b, c, bias, residual, m, n, k, ldc, ldr, has_bias, has_residual, code, first, second, j, end_j
+):
+    """product_of_rows where there are no matrix registers."""
+    for column in range(j, end_j, NR):
+        for i in range(0, m, MR):
+            valid = min(MR, m - i)
+            acc = tile_zero()
+            for e in range(0, k, run):
+                rows = rows_table(x, table + (e // run * pitch + i), valid)
+                acc = accumulate(acc, rows, 0, b + (column * k + e * NR), run)
+            finish(
+                acc, c + (i * ldc + column), bias + column, residual + (i * ldr + column), ldc, ldr, valid,
+                min(NR, n - column), has_bias, has_residual, code, first, second,
+            )  # fmt: skip
+
+
+def pace(amount, turns):
+    """What of an amount each of some turns has to do, FINE times; after all turns it is done."""
+    return (amount * FINE + turns - 1) // max(turns, 1)
+
+
+def places(table, pitch, run, p):
+    """Where elements p to p + 16 and p + 16 to p + 32 of a row lie: their places in the table, and behind these."""
+    lower, upper = p // run, (p + lanes(f32)) // run
+    return table + lower * pitch, table + upper * pitch, p - lower * run, p + lanes(f32) - upper * run
+
+
+def split_pairs(out, b, left, start, stop):
+    """The three parts of pairs of rows of a panel, from the pair `start` on; `left` rows are there, zeros behind."""
     size = lanes(f32)
-    for i in range(pairs):
-        row, half = b + i * 2 * NR, out + i * 16
+    for i in range(start, stop):
+        row, half = b + i * 2 * NR, out + (i // PAIRS * STEP + i % PAIRS * 16)
         for h in range(2):
             x, y = vsplat(f32, 0), vsplat(f32, 0)
             if 2 * i < left:
@@ -423,34 +431,35 @@ def upper(bits):
     return bitcast(bits & 0xFFFF0000, f32)
 
 
-def end_row(
-    block, i, x, table, pitch, run, b, target, bias, residual, k, ldc, ldr, columns, has_bias, has_residual, code,
-    first, second,
+def end_rows(
+    block, start, stop, x, table, pitch, run, b, target, bias, residual, k, ldc, ldr, columns, has_bias, has_residual,
+    code, first, second,
 ):  # fmt: skip
-    """What comes behind the product of row i of a block, but for an activation that is no clamp, and the store."""
+    """What comes behind the product of some rows of a block, but for an activation that is no clamp, and the store."""
     size = lanes(f32)
-    v, w = vload(block, i * SIDE), vload(block, i * SIDE + size)
-    if vany((v != v) | (w != w)):
-        apart_mend(block + i * SIDE, x, table + i, pitch, run, b, k)
+    for i in range(start, stop):
         v, w = vload(block, i * SIDE), vload(block, i * SIDE + size)
-    if has_bias != 0:
-        v, w = v + vload_part(bias, 0, columns), w + vload_part(bias, size, columns - size)
-    if has_residual != 0:
-        v = v + vload_part(residual, i * ldr, columns)
-        w = w + vload_part(residual, i * ldr + size, columns - size)
-    if code == CLAMP:
-        v, w = vmin_quick(second, vmax_quick(first, v)), vmin_quick(second, vmax_quick(first, w))
-    vstore_part(target, i * ldc, v, columns)
-    vstore_part(target, i * ldc + size, w, columns - size)
+        if vany((v - v != 0) | (w - w != 0)):  # infinite, or no number
+            apart_mend(block + i * SIDE, x, table + i, pitch, run, b, k)
+            v, w = vload(block, i * SIDE), vload(block, i * SIDE + size)
+        if has_bias != 0:
+            v, w = v + vload_part(bias, 0, columns), w + vload_part(bias, size, columns - size)
+        if has_residual != 0:
+            v = v + vload_part(residual, i * ldr, columns)
+            w = w + vload_part(residual, i * ldr + size, columns - size)
+        if code == CLAMP:
+            v, w = vmin_quick(second, vmax_quick(first, v)), vmin_quick(second, vmax_quick(first, w))
+        vstore_part(target, i * ldc, v, columns)
+        vstore_part(target, i * ldc + size, w, columns - size)
 
 
 def apart_mend(block, x, table, pitch, run, b, k):
-    """Compute those of a row's results that are not numbers again, by the register tile."""
+    """Compute those of a row's results that are infinite or no numbers again, by the register tile."""
     acc = tile_zero_row()
     for e in range(0, k, run):
         acc = accumulate(acc, rows_table(x, table + e // run * pitch, 1), 0, b + e * NR, run)
     size = lanes(f32)
     v, w = vload(block, 0), vload(block, size)
     tile_store(block, NR, acc, 1, NR)
-    vstore(block, 0, vselect(v == v, v, vload(block, 0)))
-    vstore(block, size, vselect(w == w, w, vload(block, size)))
+    vstore(block, 0, vselect(v - v == 0, v, vload(block, 0)))
+    vstore(block, size, vselect(w - w == 0, w, vload(block, size)))

@@ -377,6 +377,14 @@ def matrix_tile(rows, long, m, b, offsets, sums, later, pace):
             tile_store_i32(target, NR, short, SHORT, NR)
 
 
+def rows_around(m, long, before, whole):
+    """How many rows to multiply for m, and how many of them lie before: all that the matrix registers take, where there
+    are so many `before`, or behind in the block (not so in the image, which is read itself where it is the `whole`)."""
+    if m <= FEW_ROWS or long < 64 or (whole and before < SIDE - m):
+        return m, 0
+    return SIDE, SIDE - m if whole else 0
+
+
 def row_product(row, long, b, offsets, sums):
     """The same for one row, in four sums each, which need not wait for one another."""
     first, second = tile_add_i32(tile_row_i32(), offsets, 0), tile_row_i32()
@@ -520,10 +528,7 @@ def quads(T, B, finish) -> KernelSpec:
                         for line in range((p - q) * lines, (p - q + 1) * lines):
                             prefetch(tile + most * long, line * 64)
                         if MATRIX and m > 1:
-                            # few rows: with those before them, or those that the block has room for
-                            back = SIDE - m if whole and start + i >= SIDE - m else 0
-                            full = m if m <= FEW_ROWS or (whole and back == 0) else SIDE
-                            back = back if full == SIDE else 0
+                            full, back = rows_around(m, long, start + i, whole)
                             b = data + p * (long * NR)
                             matrix_tile(tile - back * long, long, full, b, offsets + p * NR, sums, later, pace)
                             later = later + long * pace

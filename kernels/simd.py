@@ -811,7 +811,7 @@ def tile_store_i32(c: Ptr, ldc: int, acc, m: int, n: int) -> None:
 # ---------------------------------------------------------------- matrix registers
 
 
-#: bfloat16 pairs of a step's third of a number: SIDE rows of 16
+#: rows and columns of a block; 32-bit words of one part of the numbers of a step: SIDE rows of 16 pairs
 SIDE, THIRD = 32, 512
 
 _MATRIX = np.zeros((SIDE, SIDE), np.float32)

@@ -550,7 +550,8 @@ def _matrix_rule(function, *expected):
 
     def register(emit):
         def rule(context, *kinds):
-            if len(kinds) != len(expected) or not all(k == w or is_integer(k) for k, w in zip(kinds, expected)):
+            wanted = [is_integer if w == types.int64 else w for w in expected]
+            if len(kinds) != len(wanted) or not all(_fits(k, w) for k, w in zip(kinds, wanted)):
                 return None
 
             def run(builder, values):

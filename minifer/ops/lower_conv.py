@@ -28,9 +28,9 @@ SHARED_TILES, OWN_TILES = 3 << 20, 24
 #: cache. Measured, one thread: 0.65 of the time for 5 MB (stride 2), 0.85 for 0.6 MB and stride 2, 0.9 for 0.3 to 2 MB
 WIDE = 1 << 18
 #: and input channels up to which that is so where the cache is larger: with 240, 921 KB and 2 MB of cache, two kernels
-#: take 0.88 of the time of one; half as many where the product has matrix registers,
-#: and one thread: two would send each other what lies between
-FEW_INPUTS = 128
+#: take 0.88 of the time of one. The other is for matrix registers and one thread: two would send each other what lies
+#: between
+FEW_INPUTS, FEWER_INPUTS = 128, 64
 
 
 class Rates(NamedTuple):
@@ -198,7 +198,7 @@ def conv_cost(batch: int, channels: int, filters: int, out: Sequence[Any], size:
     blocks = -(-rows // winograd.BLOCK) if size else 1
     rates = WIDE_RATES if host().vector == 64 else RATES
     rate, together = rates.tiles if size else rates.direct, SHORT
-    if not size and matrix_fits(channels, 1):
+    if not size and by_matrix(rows, channels, filters, 9, 1):
         rate, together = MATRIX_RATE, matrix.SIDE
     products = 2 * points * -(-rows // together) * together * channels * columns / rate
     weights = 4 * points * channels * columns * (1 + (blocks - 1) * rates.again) / rates.weights
@@ -375,7 +375,7 @@ def _depthwise_behind(low: Any) -> tuple[int, Window] | None:
     dims, follower = low.out_shape(), low.follower()
     if follower is None or follower[1].op != "Conv" or not expand.fits() or 4 * math.prod(dims) < WIDE:
         return None
-    few = FEW_INPUTS // 2 if host().matrix and low.threads == 1 else FEW_INPUTS
+    few = FEWER_INPUTS if host().matrix and low.threads == 1 else FEW_INPUTS
     if low.shape(0)[1] > few and 4 * math.prod(dims) < 8 * host().block:
         return None
     index, node = follower
@@ -419,7 +419,7 @@ def _implicit_gemm(low: Any, window: Window, x_shape: tuple[int, ...], filters: 
     )  # fmt: skip
     zeros = low.const(np.zeros(int(g[conv.RUN]) * groups, np.float32))
     pixels = batch * math.prod(low.out_shape()[2:])
-    if matrix_fits(channels, groups) and worth_matrix(pixels, filters, channels * math.prod(taps)):
+    if by_matrix(pixels, channels, filters, math.prod(taps), groups):
         low.note(lambda: "on the matrix registers: each float as three bfloat16")
         words = matrix.conv_words(pixels, filters, math.prod(taps), channels)
         scratch = low.scratch(4 * low.threads * words, "float32")
@@ -429,9 +429,9 @@ def _implicit_gemm(low: Any, window: Window, x_shape: tuple[int, ...], filters: 
     low.call(conv.conv, x, weight, bias, residual, y, zeros, table, low.const(g), *numbers)
 
 
-def matrix_fits(channels: int, groups: int) -> bool:
-    """Whether kernels/matrix.py has an implicit product for a convolution's channels."""
-    return host().matrix and groups == 1 and channels % matrix.UNIT == 0
+def by_matrix(pixels: int, channels: int, filters: int, taps: int, groups: int) -> bool:
+    """Whether the implicit product of a convolution is one for kernels/matrix.py."""
+    return groups == 1 and channels % matrix.UNIT == 0 and worth_matrix(pixels, filters, channels * taps)
 
 
 def _with_halo(low: Any, batch: int, channels: int, size, begin, end) -> tuple[Any, tuple[int, ...]]:

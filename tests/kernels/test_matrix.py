@@ -72,6 +72,16 @@ def test_what_has_no_three_parts(side, value):
             np.testing.assert_allclose(product(a, b, threads), expected, rtol=1e-5)
 
 
+def test_products_that_overflow_only_when_rounded():
+    """The first parts are larger than the numbers: their product may be infinite where that of the numbers is not."""
+    a, b = np.zeros((64, 64), "f"), np.zeros((64, 64), "f")
+    a[:, 0] = b[0] = np.float32(1.8446e19 * 0.999)
+    a[:, 1] = b[1] = 1
+    got = product(a, b)
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got, a.astype("d") @ b.astype("d"), rtol=1e-6)
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_the_system_decides(allowed, monkeypatch):
     """A machine with matrix registers whose system does not give them is one without."""

@@ -9,7 +9,7 @@ import pytest
 
 from minifer.kernels import winograd
 from minifer.kernels.target import TARGETS
-from minifer.ops import lower_conv
+from minifer.ops import lower_conv, lower_matmul
 from minifer.ops.lower_conv import conv_cost, winograd_size
 from minifer.session import Session
 from tests.kernels.models import check_native, model, node, steps
@@ -162,6 +162,7 @@ DIFFERENT = {
         (256, 256, 14, 2): 2,
     },
     "x86-64-amx": {
+        (128, 32, 14, 1): 2,
         (512, 512, 7, 1): 0,
         (128, 128, 56, 2): 0,
         (8, 64, 56, 1): 0,
@@ -187,6 +188,7 @@ def machine(request, monkeypatch):
     lanes = SimpleNamespace(lanes=target.vector // 4)
     for name, value in {"host": lambda: target, "NR": target.nr, "SHORT": target.short, "f32": lanes}.items():
         monkeypatch.setattr(lower_conv, name, value)
+    monkeypatch.setattr(lower_matmul, "host", lambda: target)
     return target.name
 
 
