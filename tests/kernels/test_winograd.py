@@ -189,6 +189,7 @@ def machine(request, monkeypatch):
     for name, value in {"host": lambda: target, "NR": target.nr, "SHORT": target.short, "f32": lanes}.items():
         monkeypatch.setattr(lower_conv, name, value)
     monkeypatch.setattr(lower_matmul, "host", lambda: target)
+    monkeypatch.setattr(lower_matmul, "NR", target.nr)
     return target.name
 
 
