@@ -229,20 +229,14 @@ def block_product(
                     ahead = panel + quarter if fetch_block else next_tile + min(j - block, 2 * NR) * (steps // 4)
                     if has_residual != 0:
                         fetch_rows(offset, ldr, valid)
+                    ends = (
+                        target, bias + j, offset, ldc, ldr, valid, columns, has_bias, residual_last, code, first,
+                        second,
+                    )  # fmt: skip
                     if valid <= SHORT:
-                        acc = resume(tile_zero_short(), part, target, offset, ldc, ldr, valid, columns, residual_now)
-                        acc = accumulate_ahead(acc, rows, panel, steps, ahead, 1)
-                        pause_or_finish(
-                            acc, last, target, bias + j, offset, ldc, ldr, valid, columns, has_bias, residual_last,
-                            code, first, second,
-                        )  # fmt: skip
+                        tile_product(tile_zero_short(), rows, panel, steps, ahead, part, last, residual_now, ends)
                     else:
-                        full = resume(tile_zero(), part, target, offset, ldc, ldr, valid, columns, residual_now)
-                        full = accumulate_ahead(full, rows, panel, steps, ahead, 1)
-                        pause_or_finish(
-                            full, last, target, bias + j, offset, ldc, ldr, valid, columns, has_bias, residual_last,
-                            code, first, second,
-                        )  # fmt: skip
+                        tile_product(tile_zero(), rows, panel, steps, ahead, part, last, residual_now, ends)
                 i += valid
                 turn += 1
 
@@ -283,6 +277,16 @@ def row_end(acc, c, bias, residual, j, n, has_bias, has_residual, code, first, s
     """finish for the columns from j of a lone row."""
     columns = min(NR, n - j)
     finish(acc, c + j, bias + j, residual + j, n, n, 1, columns, has_bias, has_residual, code, first, second)
+
+
+def tile_product(zero, rows, panel, steps, ahead, part, last, residual_now, ends):
+    """A tile of the product for a part of k; `ends`: the arguments of finish."""
+    target, bias, residual, ldc, ldr, valid, columns, has_bias, has_residual, code, first, second = ends
+    acc = resume(zero, part, target, residual, ldc, ldr, valid, columns, residual_now)
+    acc = accumulate_ahead(acc, rows, panel, steps, ahead, 1)
+    pause_or_finish(
+        acc, last, target, bias, residual, ldc, ldr, valid, columns, has_bias, has_residual, code, first, second
+    )
 
 
 def resume(acc, part, target, residual, ldc, ldr, valid, columns, has_residual):
